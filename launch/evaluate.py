@@ -1,0 +1,59 @@
+"""Restores a run's last checkpoint and evaluates it; the numbers are those of training, bit for bit.
+
+python -m launch.evaluate --workdir=W [--evals=accuracy,sparsity] [--out=F.json]
+"""
+
+import dataclasses
+from pathlib import Path
+
+from absl import flags
+
+from launch import cli
+from sparsity import run as run_lib
+from sparsity.checkpoint import Checkpoints
+from sparsity.config import ConfigError, lookup
+from sparsity.evals import EVALS
+from sparsity.studies import report
+from sparsity.writer import write_json
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "directory of a run", required=True)
+_EVALS = flags.DEFINE_list("evals", [], f"evaluators, by default the config's; there are: {', '.join(EVALS)}")
+_OUT = flags.DEFINE_string("out", None, "also write the measures to this JSON file")
+
+
+def evaluate() -> int:
+    """Prints the measures of the last checkpoint, and whether they equal the recorded ones."""
+    files = run_lib.Workdir(_WORKDIR.value)
+    config = files.saved_config()
+    names = tuple(_EVALS.value) or config.evals.names
+    for name in names:
+        lookup(EVALS, name, "evaluator")
+    engine = run_lib.Engine(config)
+    with Checkpoints(files.checkpoints, config.keep) as checkpoints:
+        if checkpoints.latest() is None:
+            raise ConfigError(f"workdir {files.path}: holds no checkpoint")
+        state = engine.restore(checkpoints)
+    result = run_lib.evaluate(engine.subject(state, config.evals.split), names)
+    step = int(state.step)
+    outcome = run_lib.Outcome("finished", step, result.measures, result.arrays)
+    print(report.text_table({config.name: outcome}))
+    print(f"checkpoint of step {step}; {_against_record(files.read_outcome(), outcome)}")
+    if _OUT.value:
+        record = {"step": step, "measures": [dataclasses.asdict(m) for m in result.measures]}
+        write_json(Path(_OUT.value), record)
+    return cli.DONE
+
+
+def _against_record(recorded: run_lib.Outcome | None, now: run_lib.Outcome) -> str:
+    """Says whether the measures equal, bit for bit, those recorded at the end of training."""
+    if recorded is None or recorded.status != "finished" or recorded.step != now.step:
+        return "no recorded evaluation of this step to compare with"
+    then = {m.name: m for m in recorded.measures}
+    differing = [m.name for m in now.measures if m != then.get(m.name, m)]
+    if differing:
+        return f"differs from the evaluation recorded at the end of training in: {', '.join(differing)}"
+    return "equal, bit for bit, to the evaluation recorded at the end of training"
+
+
+if __name__ == "__main__":
+    cli.main(evaluate)

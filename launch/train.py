@@ -1,0 +1,36 @@
+"""Trains and evaluates one run. Rerunning the same command resumes it, or says that it is finished.
+
+python -m launch.train --config=configs/quickstart.py:top_k [--config.seed=1 ...] --workdir=W
+"""
+
+from absl import flags
+
+from launch import cli
+from sparsity import run as run_lib
+from sparsity.studies import report
+from sparsity.writer import Progress
+
+cli.define_config()
+_WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run; made if missing", required=True)
+
+
+def train() -> int:
+    """One run and its report."""
+    config = run_lib.run_config(flags.FLAGS.config)
+    outcome = run_lib.run(config, _WORKDIR.value, Progress())
+    files = run_lib.Workdir(_WORKDIR.value)
+    if outcome.status == "diverged":
+        already = " already" if outcome.resumed else ""
+        print(f"{config.name}: diverged{already} at step {outcome.step}; the last good checkpoint is kept")
+        return cli.DIVERGED
+    if outcome.resumed:
+        print(f"{config.name}: finished already ({outcome.step} steps); nothing to do. Report: {files.report}")
+        return cli.DONE
+    report.write_run_report(files)
+    print(report.text_table({config.name: outcome}))
+    print(f"report: {files.report}")
+    return cli.DONE
+
+
+if __name__ == "__main__":
+    cli.main(train)

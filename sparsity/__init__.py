@@ -1,0 +1,1 @@
+"""Sparsity: networks whose activations are sparse, in JAX and Flax."""

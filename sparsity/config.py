@@ -1,0 +1,183 @@
+"""From a ConfigDict to frozen dataclasses, strictly.
+
+Generic: this file knows no model, no optimizer and no dataset. A dataclass of
+settings lives beside what it configures and checks itself in `__post_init__`;
+`build` turns a mapping into it and refuses whatever does not fit, in one line
+that says what, where, and the nearest valid choice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+_TABLE = "table"
+
+
+class ConfigError(ValueError):
+    """A user's mistake in a config: the message is one line, fit to be printed alone."""
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """`'; did you mean "x"?'` for the closest choice, else `'; valid: a, b, c'`."""
+    choices = sorted(map(str, choices))
+    close = difflib.get_close_matches(str(word), choices, n=1, cutoff=0.6)
+    return f'; did you mean "{close[0]}"?' if close else f"; valid: {', '.join(choices)}"
+
+
+def lookup(table: Mapping[str, T], name: str, what: str, error: type[Exception] = ConfigError) -> T:
+    """`table[name]`; an unknown name raises `error` naming the nearest valid one."""
+    if name not in table:
+        raise error(f'unknown {what} "{name}"{nearest(name, table)}')
+    return table[name]
+
+
+def one_of(table: Mapping[str, type], default: Any = dataclasses.MISSING) -> Any:
+    """A dataclass field holding one of the table's dataclasses, chosen by its `name` key.
+
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Circle:
+    ...     radius: float = 1.0
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Drawing:
+    ...     shape: Circle = one_of({"circle": Circle})
+    >>> build(Drawing, {"shape": {"name": "circle", "radius": 2.0}})
+    Drawing(shape=Circle(radius=2.0))
+    """
+    return dataclasses.field(default=default, metadata={_TABLE: table})
+
+
+def build(cls: type[T], section: Mapping[str, Any], where: str = "config") -> T:
+    """Builds the frozen dataclass `cls` from a mapping (a ConfigDict or a dict).
+
+    Args:
+      cls: the dataclass; its annotations are the schema.
+      section: values by field name; nested mappings become nested dataclasses.
+      where: dotted path of this section, for messages.
+
+    Raises:
+      ConfigError: an unknown or missing key, a wrong type, an impossible value.
+    """
+    if not isinstance(section, Mapping):
+        section = dict(section.items()) if hasattr(section, "items") else section
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"{where}: expected a section, got {section!r}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    for key in section:
+        if key not in fields:
+            raise ConfigError(f"{where}.{key}: unknown key{nearest(key, fields)}")
+    values = {}
+    for name, field in fields.items():
+        path = f"{where}.{name}"
+        if name in section:
+            values[name] = _value(hints[name], section[name], path, field.metadata.get(_TABLE))
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{path}: required, not given")
+    try:
+        return cls(**values)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{where}.{error}") from error
+
+
+def _value(hint: Any, value: Any, path: str, table: Mapping[str, type] | None) -> Any:
+    """One field's value, checked against its annotation."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        (hint,) = [a for a in args if a is not type(None)]
+        return _value(hint, value, path, table)
+    if table is not None:
+        return _tagged(table, value, path)
+    if origin is typing.Literal:
+        if value not in args:
+            raise ConfigError(f'{path}: unknown choice "{value}"{nearest(value, args)}')
+        return value
+    if origin is tuple:
+        return _tuple(args, value, path)
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, path)
+    return _scalar(hint, value, path)
+
+
+def _tagged(table: Mapping[str, type], value: Any, path: str) -> Any:
+    if not hasattr(value, "items") or "name" not in value:
+        raise ConfigError(f"{path}: expected a section with a name{nearest('', table)}")
+    section = dict(value.items())
+    name = section.pop("name")
+    try:
+        cls = lookup(table, name, "name")
+    except ConfigError as error:
+        raise ConfigError(f"{path}.name: {error}") from error
+    return build(cls, section, path)
+
+
+def _tuple(args: tuple, value: Any, path: str) -> tuple:
+    if not isinstance(value, (tuple, list)):
+        raise ConfigError(f"{path}: expected a tuple, got {value!r}")
+    hints = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+    if len(hints) != len(value):
+        raise ConfigError(f"{path}: expected {len(hints)} values, got {len(value)}")
+    return tuple(_value(h, v, f"{path}[{i}]", None) for i, (h, v) in enumerate(zip(hints, value, strict=True)))
+
+
+def _scalar(hint: type, value: Any, path: str) -> Any:
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ConfigError(f"{path}: expected {hint.__name__}, got {type(value).__name__} {value!r}")
+    if hint is float and not math.isfinite(value):
+        raise ConfigError(f"{path}: expected a finite number, got {value}")
+    return value
+
+
+def to_dict(config: Any) -> Any:
+    """The inverse of `build`: plain JSON values, tagged unions with their `name`."""
+    if isinstance(config, (tuple, list)):
+        return [to_dict(v) for v in config]
+    if not dataclasses.is_dataclass(config):
+        return config
+    out = {}
+    for field in dataclasses.fields(config):
+        if not field.init:
+            continue
+        value = getattr(config, field.name)
+        table = field.metadata.get(_TABLE)
+        out[field.name] = to_dict(value)
+        if table is not None and value is not None:
+            (name,) = [n for n, cls in table.items() if cls is type(value)]
+            out[field.name] = {"name": name} | out[field.name]
+    return out
+
+
+def config_hash(config: Any) -> str:
+    """Ten hex digits of the sha256 of the canonical JSON of a config dataclass."""
+    text = json.dumps(to_dict(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as dotted keys: `{"a": {"b": 1}}` becomes `{"a.b": 1}`."""
+    if not isinstance(tree, Mapping):
+        return {prefix: tree}
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        out |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return out
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted key to (old, new) wherever two nested configs differ; absent reads as None."""
+    a, b = flatten(json.loads(json.dumps(old))), flatten(json.loads(json.dumps(new)))
+    return {k: (a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)}

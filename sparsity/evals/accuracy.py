@@ -1,0 +1,22 @@
+"""Accuracy and loss."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sparsity.evals.calibration import log_softmax
+from sparsity.evals.result import Measure, Result, Subject, mean_and_se
+
+
+def accuracy(subject: Subject) -> Result:
+    """Share of examples whose label is the argmax, and the mean negative log likelihood."""
+    clean = subject.clean
+    n = len(clean.labels)
+    nll = -log_softmax(clean.logits)[np.arange(n), clean.labels]
+    split = subject.config.split
+    return Result(
+        (
+            Measure("accuracy", *mean_and_se(clean.correct), n, f"share of {split} examples whose label is the argmax"),
+            Measure("nll", *mean_and_se(nll), n, f"mean over {split} examples of -log p(label), in nats", "nats"),
+        )
+    )

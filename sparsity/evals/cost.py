@@ -1,0 +1,42 @@
+"""What the zeros are worth in FLOPs (Li et al. 2022, Sec. 4.1), and the model's size."""
+
+from __future__ import annotations
+
+from sparsity.evals.result import Measure, Result, Subject
+from sparsity.evals.sparsity import nonzero_fraction
+from sparsity.layers.mlp import mlp_flops
+
+_COUNTED = "forward FLOPs per token, matrix products only, a multiply-add counts 2"
+
+
+def cost(subject: Subject) -> Result:
+    """FLOPs per token of the second MLP layer and of the whole model, dense and with zeros skipped."""
+    shape, classes = subject.source.image_shape, subject.source.classes
+    model, d_model = subject.model, subject.model.d_model
+    found = {layer: nonzero_fraction(s) for layer, s in subject.clean.stats.items()}
+    density = {layer: f[0] for layer, f in found.items()}
+    n = next(iter(found.values()))[2] if found else 0
+    dense = sum(mlp_flops(mlp, d_model, 1.0).second for mlp in model.mlps().values())
+    measures = [
+        Measure("flops.second_layer.dense", dense, None, n, f"{_COUNTED}: second MLP matrices of all layers", "FLOPs"),
+        Measure("flops.model.dense", model.flops(shape, classes), None, n, f"{_COUNTED}: whole model", "FLOPs"),
+        Measure("parameters", subject.parameters, None, 1, "number of parameters", ""),
+    ]
+    if all(0 <= d <= 1 for d in density.values()):  # NaN fails: a NaN activation saves nothing
+        second = {name: mlp_flops(mlp, d_model, 1.0).second for name, mlp in model.mlps().items()}
+        # Upper bound on the error, as for the mean nonzero fraction: layers share examples.
+        se = sum(second[name] * (found[name][1] or 0.0) for name in second)
+        sparse = sum(second[name] * density[name] for name in second)
+        text = "the zeros of h skipped in the second MLP matrix (saves 1 - nonzero fraction, output unchanged)"
+        measures += [
+            Measure("flops.second_layer.sparse", sparse, se, n, f"{_COUNTED}: second MLP matrices, {text}", "FLOPs"),
+            Measure(
+                "flops.model.sparse",
+                model.flops(shape, classes, density),
+                se,
+                n,
+                f"{_COUNTED}: whole model, {text}",
+                "FLOPs",
+            ),
+        ]
+    return Result(tuple(measures))

@@ -1,0 +1,36 @@
+"""Single units: firing rates and dead units (Li et al. 2022, Fig. 3)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sparsity.evals.result import Measure, Result, Subject
+
+
+def neurons(subject: Subject) -> Result:
+    """Share of dead units per layer and over all, and every unit's firing rate, sorted.
+
+    A unit's firing rate is the share of tokens on which it is nonzero. That a unit fired on
+    none of N tokens bounds its rate by 3/N at 95% confidence.
+    """
+    dead, rates = {}, {}
+    tokens = 0
+    for layer, stats in subject.clean.stats.items():
+        tokens = int(stats.tokens)
+        broken = np.isnan(stats.fraction_sum)
+        rates[layer] = np.full_like(stats.fired_F, np.nan) if broken else np.sort(stats.fired_F / stats.tokens)[::-1]
+        dead[layer] = np.full_like(stats.fired_F, np.nan) if broken else stats.fired_F == 0
+    text = (
+        f"share of hidden units that are nonzero on none of the {tokens} tokens of the {subject.config.split} "
+        f"split (so each fires on under {3 / max(tokens, 1):.2g} of tokens at 95% confidence); n is units, "
+        "the error is binomial over them"
+    )
+    measures = [_share(f"dead.{layer}", d, text) for layer, d in dead.items()]
+    if dead:
+        measures.insert(0, _share("dead.mean", np.concatenate(list(dead.values())), text))
+    return Result(tuple(measures), {"firing_rates": {layer: r.tolist() for layer, r in rates.items()}})
+
+
+def _share(name: str, dead: np.ndarray, text: str) -> Measure:
+    p = float(np.mean(dead))
+    return Measure(name, p, float((p * (1 - p) / len(dead)) ** 0.5), len(dead), text)

@@ -1,0 +1,103 @@
+"""`SparseMLP`: the one MLP of the code."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+
+from sparsity import axes
+from sparsity.config import one_of
+from sparsity.layers.dense import dense
+from sparsity.layers.sparsify import Context, Sparsify
+from sparsity.ops.sparsifiers import SPARSIFIERS, Sparsifier
+
+
+@dataclasses.dataclass(frozen=True)
+class MLPConfig:
+    """Settings of a `SparseMLP`.
+
+    Attributes:
+      d_ff: hidden units F.
+      sparsifier: what makes h from the pre-activation z, by name from `SPARSIFIERS`.
+      gated: h = sparsifier(x W_i) * (x W_gate), as in T5 v1.1; the recorded nonzeros are
+        those of the sparsifier, before the product.
+      use_bias: biases on all matrices (ViT: yes; T5: no).
+      dropout: rate applied to h, after the nonzeros were counted.
+    """
+
+    d_ff: int
+    sparsifier: Sparsifier = one_of(SPARSIFIERS)
+    gated: bool = False
+    use_bias: bool = True
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        if self.d_ff < 1:
+            raise ValueError(f"d_ff: must be at least 1, got {self.d_ff}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: must be in [0, 1), got {self.dropout}")
+        try:
+            self.sparsifier.check_width(self.d_ff)
+        except ValueError as error:
+            raise ValueError(f"sparsifier.{error}") from error
+
+
+class SparseMLP(nn.Module):
+    """y = dropout(Sparsify(x W_i + b_i) [* (x W_gate + b_gate)]) W_o + b_o.
+
+    Li et al. 2022, Eq. 1 and, with the `top_k` sparsifier, Eq. 9. Parameters: `wi` [D, F],
+    `wi_gate` [D, F] if gated, `wo` [F, D]; F is sharded over the mesh's model axis.
+
+    >>> import jax.numpy as jnp
+    >>> from sparsity.ops.sparsifiers import TopK
+    >>> mlp = SparseMLP(MLPConfig(d_ff=8, sparsifier=TopK(k=2)))
+    >>> x = jnp.ones((1, 3, 4))
+    >>> y, params = mlp.init_with_output(jax.random.key(0), x, Context())
+    >>> y.shape
+    (1, 3, 4)
+    """
+
+    config: MLPConfig
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x_BxLxD: jax.Array, ctx: Context) -> jax.Array:
+        cfg, d_model = self.config, x_BxLxD.shape[-1]
+
+        def into(name):
+            return dense(cfg.d_ff, ("embed", "mlp"), use_bias=cfg.use_bias, dtype=self.dtype, name=name)
+
+        z_BxLxF = axes.constrain(into("wi")(x_BxLxD), ("batch", "length", "mlp"))
+        h_BxLxF = Sparsify(cfg.sparsifier, name="sparsify")(z_BxLxF, ctx)
+        if cfg.gated:
+            h_BxLxF = h_BxLxF * into("wi_gate")(x_BxLxD)
+        h_BxLxF = nn.Dropout(cfg.dropout, deterministic=not ctx.train)(h_BxLxF)
+        out = dense(d_model, ("mlp", "embed"), use_bias=cfg.use_bias, dtype=self.dtype, name="wo")
+        return axes.constrain(out(h_BxLxF), ("batch", "length", "embed"))
+
+
+@dataclasses.dataclass(frozen=True)
+class MLPFlops:
+    """FLOPs per token of one MLP; one multiply-add counts as 2 (Li et al. 2022, Sec. 4.1)."""
+
+    first: float
+    second: float
+    second_sparse: float
+
+
+def mlp_flops(config: MLPConfig, d_model: int, density: float) -> MLPFlops:
+    """FLOPs per token, dense and with the zeros of h skipped in the second matrix.
+
+    With a share `density` of nonzeros, k = density * d_ff rows of W_o are needed, so the
+    second layer costs 2 k d_model: it saves 1 - density, whatever comes out unchanged.
+
+    Raises:
+      ValueError: `density` outside [0, 1] (NaN included: a NaN activation is not sparse).
+    """
+    if not 0 <= density <= 1 or math.isnan(density):
+        raise ValueError(f"density: must be in [0, 1], got {density}")
+    one = 2.0 * d_model * config.d_ff
+    return MLPFlops(first=one * (2 if config.gated else 1), second=one, second_sparse=one * density)

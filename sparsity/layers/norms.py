@@ -1,0 +1,19 @@
+"""Normalisation layers whose parameters name their axes."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from sparsity.layers.dense import named
+
+
+def layer_norm(name: str, dtype: str = "float32") -> nn.LayerNorm:
+    """LayerNorm over D with scale and bias, eps 1e-6 (ViT)."""
+    return nn.LayerNorm(
+        epsilon=1e-6,
+        dtype=jnp.dtype(dtype),
+        scale_init=named(nn.initializers.ones, "embed"),
+        bias_init=named(nn.initializers.zeros, "embed"),
+        name=name,
+    )

@@ -1,0 +1,136 @@
+"""Vision Transformer (Dosovitskiy et al. 2021) with any sparsifier in its MLPs (Li et al. 2022)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sparsity import axes
+from sparsity.layers.attention import SelfAttention
+from sparsity.layers.dense import dense, named
+from sparsity.layers.mlp import MLPConfig, SparseMLP, mlp_flops
+from sparsity.layers.norms import layer_norm
+from sparsity.layers.sparsify import Context
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+    """Settings of a ViT.
+
+    Attributes:
+      mlp: the MLP of every block.
+      d_model: width D.
+      layers: number of blocks.
+      heads: attention heads; divides d_model.
+      patch: side of a square patch in pixels; divides the image's height and width.
+      pool: what the head reads: a class token, or the mean over tokens (gap).
+      dropout: rate after the position embedding and after each attention and MLP output.
+      dtype: compute dtype; parameters are float32.
+    """
+
+    mlp: MLPConfig
+    d_model: int
+    layers: int
+    heads: int
+    patch: int
+    pool: Literal["cls", "gap"] = "cls"
+    dropout: float = 0.0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    task: ClassVar[str] = "classification"
+    inputs: ClassVar[tuple[str, ...]] = ("image",)
+
+    def __post_init__(self):
+        for field in ("d_model", "layers", "heads", "patch"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}: must be at least 1, got {getattr(self, field)}")
+        if self.d_model % self.heads:
+            raise ValueError(f"heads: {self.heads} does not divide d_model {self.d_model}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: must be in [0, 1), got {self.dropout}")
+
+    def build(self, classes: int) -> ViT:
+        """The module that maps images to logits over `classes`."""
+        return ViT(self, classes)
+
+    def check_input(self, shape: tuple[int, ...]) -> None:
+        """Raises ValueError unless images of `shape` [height, width, channels] fit the patches."""
+        if shape[0] % self.patch or shape[1] % self.patch:
+            raise ValueError(f"patch: {self.patch} does not divide the image's {shape[0]}x{shape[1]} pixels")
+
+    def mlps(self) -> dict[str, MLPConfig]:
+        """Every MLP of the model by the name it records under, in order."""
+        return {f"block_{i}": self.mlp for i in range(self.layers)}
+
+    def tokens(self, shape: tuple[int, ...]) -> int:
+        """Sequence length L for images of `shape` [height, width, channels]."""
+        return (shape[0] // self.patch) * (shape[1] // self.patch) + (self.pool == "cls")
+
+    def flops(self, shape: tuple[int, ...], classes: int, density: dict[str, float] | None = None) -> float:
+        """Forward FLOPs per token: matrix products only, a multiply-add is 2.
+
+        `density` by layer skips the zeros in each second MLP matrix; None is the dense model.
+        The head and the patch embedding are spread over the tokens.
+        """
+        length, d = self.tokens(shape), self.d_model
+        patches = length - (self.pool == "cls")
+        total = 2.0 * (patches * self.patch**2 * shape[2] * d + d * classes) / length
+        for name, mlp in self.mlps().items():
+            flops = mlp_flops(mlp, d, 1.0 if density is None else density[name])
+            total += 8.0 * d * d + 4.0 * length * d + flops.first + flops.second_sparse
+        return total
+
+
+class Block(nn.Module):
+    """Pre-norm Transformer block: x + attention(norm(x)), then x + MLP(norm(x))."""
+
+    config: ViTConfig
+
+    @nn.compact
+    def __call__(self, x_BxLxD: jax.Array, ctx: Context) -> jax.Array:
+        cfg = self.config
+        drop = nn.Dropout(cfg.dropout, deterministic=not ctx.train)
+        y_BxLxD = layer_norm("norm_attention", cfg.dtype)(x_BxLxD)
+        y_BxLxD = SelfAttention(cfg.heads, cfg.dropout, dtype=cfg.dtype, name="attention")(y_BxLxD, ctx)
+        x_BxLxD = x_BxLxD + drop(y_BxLxD)
+        y_BxLxD = layer_norm("norm_mlp", cfg.dtype)(x_BxLxD)
+        return x_BxLxD + drop(SparseMLP(cfg.mlp, cfg.dtype, name="mlp")(y_BxLxD, ctx))
+
+
+class ViT(nn.Module):
+    """Images [B, height, width, channels] to float32 logits [B, classes]."""
+
+    config: ViTConfig
+    classes: int
+
+    @nn.compact
+    def __call__(self, images: jax.Array, ctx: Context) -> jax.Array:
+        cfg = self.config
+        x_BxLxD = dense(cfg.d_model, ("patch", "embed"), dtype=cfg.dtype, name="embed")(patches(images, cfg.patch))
+        batch, _, d_model = x_BxLxD.shape
+        if cfg.pool == "cls":
+            cls_1xD = self.param("cls", named(nn.initializers.zeros, "length", "embed"), (1, d_model))
+            cls_Bx1xD = jnp.broadcast_to(cls_1xD.astype(x_BxLxD.dtype), (batch, 1, d_model))
+            x_BxLxD = jnp.concatenate([cls_Bx1xD, x_BxLxD], axis=1)
+        position = named(nn.initializers.normal(0.02), "length", "embed")
+        position_LxD = self.param("position", position, x_BxLxD.shape[1:])
+        x_BxLxD = x_BxLxD + position_LxD.astype(x_BxLxD.dtype)
+        x_BxLxD = nn.Dropout(cfg.dropout, deterministic=not ctx.train)(x_BxLxD)
+        x_BxLxD = axes.constrain(x_BxLxD, ("batch", "length", "embed"))
+        for name in cfg.mlps():
+            x_BxLxD = Block(cfg, name=name)(x_BxLxD, ctx)
+        x_BxLxD = layer_norm("norm", cfg.dtype)(x_BxLxD)
+        x_BxD = x_BxLxD[:, 0] if cfg.pool == "cls" else x_BxLxD.mean(axis=1)
+        head = dense(self.classes, ("embed", "classes"), kernel_init=nn.initializers.zeros, name="head")
+        return head(x_BxD.astype(jnp.float32))
+
+
+def patches(images: jax.Array, side: int) -> jax.Array:
+    """Images [B, h, w, c] as flattened square patches [B, (h/side)(w/side), side*side*c], row by row."""
+    batch, height, width, channels = images.shape
+    x = images.reshape(batch, height // side, side, width // side, side, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, side * side * channels)

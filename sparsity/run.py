@@ -1,0 +1,350 @@
+"""One run, whole: a config in, a trained and evaluated network in a workdir out."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import os
+import resource
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from sparsity import config as config_lib
+from sparsity import spmd
+from sparsity.checkpoint import Checkpoints
+from sparsity.config import ConfigError, one_of
+from sparsity.data import SOURCES
+from sparsity.data.pipeline import train_batches
+from sparsity.evals import EVALS
+from sparsity.evals.predict import make_predict
+from sparsity.evals.result import EvalConfig, Measure, Result, Subject
+from sparsity.evals.sparsity import by_layer, merge, nonzero_fraction
+from sparsity.models import MODELS
+from sparsity.spmd import MeshConfig
+from sparsity.train.guard import Diverged
+from sparsity.train.loop import Hooks, Intervals, train
+from sparsity.train.losses import LOSSES
+from sparsity.train.optimizers import OptimizerConfig
+from sparsity.train.state import TrainState, abstract_state, init_state, state_specs
+from sparsity.train.step import gradients, make_train_step
+from sparsity.writer import MetricsWriter, Progress, read_json, read_metrics, write_json
+
+
+class WorkdirError(ConfigError):
+    """A workdir that cannot be used: the message is one line, fit to be printed alone."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides a run.
+
+    Attributes:
+      name: what the run is called; its directory in a study is `<name>-<hash of this config>`.
+      steps: parameter updates.
+      batch: examples per update, over all devices.
+      seed: of initialisation, dropout, data order and evaluation noise.
+      accumulate: microbatches a batch is split into; the update is the same.
+      keep: checkpoints kept.
+    """
+
+    name: str
+    steps: int
+    batch: int
+    model: Any = one_of(MODELS)
+    data: Any = one_of(SOURCES)
+    optimizer: OptimizerConfig
+    evals: EvalConfig
+    mesh: MeshConfig = MeshConfig()
+    every: Intervals = Intervals()
+    seed: int = 0
+    accumulate: int = 1
+    keep: int = 2
+
+    def __post_init__(self):
+        for field in ("steps", "batch", "accumulate", "keep"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}: must be at least 1, got {getattr(self, field)}")
+        if self.seed < 0:
+            raise ValueError(f"seed: must be at least 0, got {self.seed}")
+        if self.batch % self.accumulate:
+            raise ValueError(f"accumulate: {self.accumulate} does not divide the batch {self.batch}")
+        for name in self.evals.names:
+            with _prefixed("evals.names"):
+                config_lib.lookup(EVALS, name, "evaluator", ValueError)
+        with _prefixed("model"):
+            self.model.check_input(self.data.image_shape)
+
+    def resumable_changes(self) -> tuple[str, ...]:
+        """Key prefixes that may differ when a workdir is resumed: they do not change past steps."""
+        horizon = () if self.optimizer.schedule.horizon_dependent else ("steps",)
+        return ("every.", "evals.", "keep", *horizon)
+
+
+@contextlib.contextmanager
+def _prefixed(where: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{where}.{error}") from error
+
+
+def run_config(section: Mapping[str, Any]) -> RunConfig:
+    """The typed config of a run from a ConfigDict or dict. Raises ConfigError, in one line."""
+    return config_lib.build(RunConfig, section)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+      status: "finished" or "diverged"; both are terminal.
+      step: updates done, or the step whose loss was not finite.
+      measures, arrays: the final evaluation (empty if diverged).
+      resumed: nothing was computed now; the workdir was already terminal.
+    """
+
+    status: Literal["finished", "diverged"]
+    step: int
+    measures: tuple[Measure, ...] = ()
+    arrays: dict[str, Any] = dataclasses.field(default_factory=dict)
+    resumed: bool = False
+
+
+class Workdir:
+    """The files of one run. `config.json`, `metrics.jsonl`, `checkpoints/`, `outcome.json`, `report/`."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.outcome = self.path / "outcome.json"
+        self.report = self.path / "report" / "index.html"
+
+    def create(self) -> None:
+        """Makes the directory. Raises WorkdirError if it cannot be written."""
+        if ":/" in str(self.path):
+            raise WorkdirError(f"workdir {self.path}: only local (or mounted) directories are supported")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / f".probe-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise WorkdirError(f"workdir {self.path}: cannot be written ({error.strerror})") from error
+
+    def saved_config(self) -> RunConfig:
+        """The config this workdir was made with. Raises WorkdirError if it holds no run."""
+        if not self.config.exists():
+            raise WorkdirError(f"workdir {self.path}: holds no run (no config.json)")
+        return run_config(read_json(self.config))
+
+    def refuse_other(self, config: RunConfig) -> None:
+        """Raises WorkdirError naming the keys if the workdir belongs to another config."""
+        if not self.config.exists():
+            return
+        changed = config_lib.differences(read_json(self.config), config_lib.to_dict(config))
+        allowed = config.resumable_changes()
+        refused = {k: v for k, v in changed.items() if not k.startswith(allowed)}
+        if refused:
+            listed = "; ".join(f"{k}: {old!r} there, {new!r} asked for" for k, (old, new) in refused.items())
+            raise WorkdirError(f"workdir {self.path}: made with another config ({listed}); use another workdir")
+
+    @contextlib.contextmanager
+    def claim(self) -> Iterator[None]:
+        """Holds the run for this process, by a kernel lock that ends with the process, even by kill -9.
+
+        Raises:
+          WorkdirError: another process holds it; the message names its host and process.
+        """
+        with open(self.path / "lock", "a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                raise WorkdirError(f"workdir {self.path}: is being run by {lock.read().strip()}") from None
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+            lock.flush()
+            yield
+
+    def read_outcome(self) -> Outcome | None:
+        """How the run ended, or None while it has not."""
+        if not self.outcome.exists():
+            return None
+        stored = read_json(self.outcome)
+        stored["measures"] = tuple(Measure(**m) for m in stored["measures"])
+        return Outcome(**stored, resumed=True)
+
+    def write_outcome(self, outcome: Outcome) -> None:
+        """Records how the run ended; terminal."""
+        stored = dataclasses.asdict(outcome)
+        del stored["resumed"]
+        write_json(self.outcome, stored)
+
+
+class Engine:
+    """A config made executable: model, data, mesh, optimizer and their compiled functions."""
+
+    def __init__(self, config: RunConfig):
+        self.config = config
+        self.mesh = spmd.make_mesh(config.mesh)
+        if config.batch % (self.mesh.shape["data"] * config.accumulate):
+            shape = f"{self.mesh.shape['data']} data devices x {config.accumulate} microbatches"
+            raise ConfigError(f"config.batch: {config.batch} is not divisible by {shape}")
+        self.model = config.model.build(config.data.classes)
+        self.tx, self.schedule = config.optimizer.build(config.steps)
+        self.inputs = (np.zeros((1, *config.data.image_shape), np.float32),)
+
+    def new_state(self) -> tuple[TrainState, TrainState]:
+        """The state of step 0, and its shardings."""
+        return init_state(self.model, self.tx, self.mesh, self.config.seed, self.inputs)
+
+    def restore(self, checkpoints: Checkpoints, step: int | None = None) -> TrainState:
+        """The state of a checkpoint (the latest by default) on this mesh."""
+        placed = spmd.shardings(self.mesh, state_specs(self.model, self.tx, self.inputs))
+        return checkpoints.restore(abstract_state(self.model, self.tx, placed, self.inputs), step)
+
+    def step(self, placed: TrainState, record: bool):
+        """The compiled training step, with or without recording."""
+        loss = LOSSES[self.config.model.task]
+        compute = gradients(
+            self.model, loss, self.config.model.inputs, self.config.seed, record, self.config.accumulate
+        )
+        return make_train_step(compute, self.tx, self.schedule, self.mesh, placed)
+
+    def subject(self, state: TrainState, split: str, predict=None) -> Subject:
+        """The network of `state`, as evaluators see it, on the named split."""
+        predict = predict or make_predict(self.model, self.mesh, self.config.evals.batch)
+        variables = {"params": state.params, **state.model_state}
+        return Subject(
+            predict=lambda images, labels: predict(variables, images, labels),
+            source=self.config.data,
+            split=self.config.data.load(split),
+            model=self.config.model,
+            parameters=sum(int(np.prod(p.shape)) for p in jax.tree.leaves(state.params)),
+            config=self.config.evals,
+            seed=self.config.seed,
+        )
+
+
+def evaluate(subject: Subject, names: tuple[str, ...]) -> Result:
+    """Runs the named evaluators on one network and joins their results."""
+    results = [EVALS[name](subject) for name in names]
+    arrays: dict[str, Any] = {}
+    for result in results:
+        arrays |= result.arrays
+    return Result(tuple(m for r in results for m in r.measures), arrays)
+
+
+def run(config: RunConfig, workdir: str | Path, progress: Progress | None = None) -> Outcome:
+    """Trains and evaluates `config` in `workdir`; resumes what is there, returns at once if it ended.
+
+    Raises:
+      WorkdirError: the workdir is unwritable, claimed, or belongs to another config.
+      ConfigError: the config does not fit the devices.
+      Preempted: a stop signal came; the state is saved and the same call resumes.
+    """
+    progress = progress or Progress()
+    files = Workdir(workdir)
+    files.create()
+    files.refuse_other(config)
+    ended = files.read_outcome()
+    if ended is not None and (ended.status == "diverged" or ended.step >= config.steps):
+        return ended
+    with files.claim():
+        engine = Engine(config)
+        write_json(files.config, config_lib.to_dict(config))
+        outcome = _train_and_evaluate(engine, files, progress)
+        files.write_outcome(outcome)
+    return outcome
+
+
+def _train_and_evaluate(engine: Engine, files: Workdir, progress: Progress) -> Outcome:
+    config = engine.config
+    with Checkpoints(files.checkpoints, config.keep) as checkpoints:
+        state, placed = engine.new_state()
+        meta = {"config": config_lib.to_dict(config)}
+        if checkpoints.latest() is None:
+            checkpoints.save(0, state, meta)  # so that a last good checkpoint always exists
+        else:
+            state = engine.restore(checkpoints)
+        start = int(jax.device_get(state.step))
+        if start > config.steps:
+            raise WorkdirError(f"config.steps: {config.steps} is below the {start} steps that {files.path} has done")
+        writer = MetricsWriter(files.metrics, start)
+        progress.start(config.name, start, config.steps)
+        predict = make_predict(engine.model, engine.mesh, config.evals.batch)
+        try:
+            state = train(
+                state,
+                train_batches(config.data, config.batch, config.seed, start),
+                engine.step(placed, record=False),
+                engine.step(placed, record=True),
+                engine.mesh,
+                config.steps,
+                config.every,
+                _hooks(engine, checkpoints, meta, writer, progress, predict),
+            )
+        except Diverged as diverged:
+            progress.say(f"{config.name}: diverged at step {diverged.step}")
+            return Outcome("diverged", diverged.step)
+        finally:
+            writer.close()
+            progress.stop()
+        result = evaluate(engine.subject(state, config.evals.split, predict), config.evals.names)
+    measures = (*result.measures, *_machine_measures(files))
+    return Outcome("finished", config.steps, measures, result.arrays)
+
+
+def _hooks(engine, checkpoints: Checkpoints, meta, writer: MetricsWriter, progress: Progress, predict) -> Hooks:
+    """Connects the loop to the files, the progress bar and the evaluators."""
+
+    def on_step(step, metrics):
+        values = {k: float(getattr(metrics, k)) for k in ("loss", "accuracy", "grad_norm", "learning_rate")}
+        writer.write("train", step, **values)
+        progress.show(loss=f"{values['loss']:.3f}", accuracy=f"{values['accuracy']:.3f}")
+        progress.update(step + 1)
+
+    def on_record(step, tree):
+        layers, fractions = {}, []
+        for layer, stats in merge([by_layer(tree)]).items():
+            mean, se, n = nonzero_fraction(stats)
+            fractions.append(mean)
+            layers[layer] = {"nonzero": mean, "se": se, "n": n, "histogram": stats.histogram.tolist()}
+        writer.write("sparsity", step, layers=layers)
+        progress.show(nonzero=f"{100 * np.mean(fractions):.1f}%")
+
+    def on_eval(step, state):
+        subject = engine.subject(state, "validation", predict)
+        measures = evaluate(subject, ("accuracy", "sparsity")).measures
+        writer.write("validation", step, **{m.name: m.value for m in measures})
+
+    def on_speed(step, seconds, n):
+        writer.write("speed", step, seconds_per_step=seconds, n=n)
+
+    def save(step, state):
+        checkpoints.save(step, state, meta)
+
+    return Hooks(on_step, on_record, on_eval, on_speed, save)
+
+
+def _machine_measures(files: Workdir) -> tuple[Measure, ...]:
+    """Speed and memory: figures of this machine, not of the network; never bit-reproducible."""
+    windows = [1 / r["seconds_per_step"] for r in read_metrics(files.metrics) if r["kind"] == "speed"]
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = kilobytes / 1024**2 if sys.platform != "darwin" else kilobytes / 1024**3
+    out = [Measure("peak_memory_gib", memory, None, 1, "peak resident memory of the process on the host", "GiB")]
+    if windows:
+        se = float(np.std(windows, ddof=1) / len(windows) ** 0.5) if len(windows) > 1 else None
+        text = "training steps per second, median over windows of plain steps (no compile, record, eval or save)"
+        out.insert(0, Measure("steps_per_second", float(np.median(windows)), se, len(windows), text, "steps/s"))
+    return tuple(out)

@@ -1,0 +1,6 @@
+"""The studies, by name; configs/<name>.py declares each one's runs."""
+
+from sparsity.studies.quickstart import QUICKSTART
+from sparsity.studies.runner import Study
+
+STUDIES: dict[str, Study] = {"quickstart": QUICKSTART}

@@ -1,0 +1,188 @@
+"""Figures, drawn from records alone, as SVG text. Each takes runs by name: one run or several."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # before pyplot: no display is needed or touched
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from sparsity.evals.result import Measure
+from sparsity.layers.sparsify import HISTOGRAM_EDGES
+from sparsity.run import Outcome, Workdir
+from sparsity.writer import read_json, read_metrics
+
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text: small, searchable
+    "svg.hashsalt": "sparsity",  # the same figure gives the same file
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class RunView:
+    """All that a report shows of one run.
+
+    Attributes:
+      outcome: how it ended, with the final measures and arrays.
+      metrics: the records of metrics.jsonl.
+      config: its config as plain values.
+    """
+
+    outcome: Outcome
+    metrics: list[dict[str, Any]]
+    config: dict[str, Any]
+
+    @classmethod
+    def of(cls, files: Workdir, outcome: Outcome) -> RunView:
+        """The view of a run's workdir."""
+        return cls(outcome, read_metrics(files.metrics), read_json(files.config))
+
+    def records(self, kind: str) -> list[dict[str, Any]]:
+        """The metrics of one kind."""
+        return [r for r in self.metrics if r["kind"] == kind]
+
+    def measures(self) -> dict[str, Measure]:
+        """The final measures by name."""
+        return {m.name: m for m in self.outcome.measures}
+
+
+Runs = Mapping[str, RunView]
+
+
+def training_curves(runs: Runs) -> str:
+    """Loss (log y) and accuracy against step: training smoothed over 25 steps, validation dotted."""
+    figure, axes = _figure(1, 2)
+    for i, (name, view) in enumerate(runs.items()):
+        train, validation = view.records("train"), view.records("validation")
+        for axis, key, val_key in ((axes[0], "loss", "nll"), (axes[1], "accuracy", "accuracy")):
+            steps, values = _smoothed([r["step"] for r in train], [r[key] for r in train], 25)
+            axis.plot(steps, values, color=f"C{i}", label=f"{name}, training")
+            points = [(r["step"], r[val_key]) for r in validation]
+            axis.plot(*zip(*points, strict=True), "o:", color=f"C{i}", ms=4, label=f"{name}, validation")
+    axes[0].set(yscale="log", xlabel="step", ylabel="loss (nats)")
+    axes[1].set(xlabel="step", ylabel="accuracy", ylim=(None, 1.01))
+    axes[0].legend()
+    return _svg(figure)
+
+
+def nonzero_by_step(runs: Runs) -> str:
+    """Nonzero % of each MLP layer on training batches against step, log y, +-1 SE (Li et al., Fig. 1)."""
+    figure, axes = _figure(1, len(runs), sharey=True)
+    for axis, (name, view) in zip(axes, runs.items(), strict=True):
+        rows = view.records("sparsity")
+        layers = list(rows[0]["layers"]) if rows else []
+        steps = [r["step"] for r in rows]
+        for layer, color in zip(layers, _layer_colors(len(layers)), strict=True):
+            mean = 100 * np.array([r["layers"][layer]["nonzero"] for r in rows])
+            se = 100 * np.array([r["layers"][layer]["se"] or 0 for r in rows])
+            axis.plot(steps, mean, color=color, label=layer)
+            axis.fill_between(steps, mean - se, mean + se, color=color, alpha=0.2, lw=0)
+        axis.set(title=name, xlabel="step", yscale="log", ylim=(1, 100))
+        axis.set_yticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
+    axes[0].set_ylabel("nonzero activations (%)")
+    axes[0].legend()
+    return _svg(figure)
+
+
+def firing_rates(runs: Runs) -> str:
+    """Share of tokens on which each unit is nonzero, units sorted, per layer (Li et al., Fig. 3)."""
+    figure, axes = _figure(1, len(runs), sharey=True)
+    for axis, (name, view) in zip(axes, runs.items(), strict=True):
+        rates = view.outcome.arrays.get("firing_rates", {})
+        for (layer, values), color in zip(rates.items(), _layer_colors(len(rates)), strict=True):
+            axis.plot(np.arange(1, len(values) + 1) / len(values), 100 * np.asarray(values), color=color, label=layer)
+        axis.set(title=name, xlabel="unit, sorted (share of layer)", yscale="symlog", ylim=(0, 105))
+        axis.set_yscale("symlog", linthresh=0.1)
+        axis.set_yticks([0, 0.1, 1, 10, 100], ["0", "0.1", "1", "10", "100"])
+    axes[0].set_ylabel("tokens on which it fires (%)")
+    axes[0].legend()
+    return _svg(figure)
+
+
+def pre_activations(runs: Runs) -> str:
+    """Histograms of pre-activations, first and last record of training, per layer and run."""
+    layers = list(next(iter(runs.values())).records("sparsity")[0]["layers"])
+    figure, axes = _figure(len(runs), len(layers), height=1.8, sharex=True)
+    centres = (HISTOGRAM_EDGES[:-1] + HISTOGRAM_EDGES[1:]) / 2
+    width = HISTOGRAM_EDGES[1] - HISTOGRAM_EDGES[0]
+    for row, (name, view) in zip(np.atleast_2d(axes), runs.items(), strict=True):
+        rows = view.records("sparsity")
+        for axis, layer in zip(row, layers, strict=True):
+            for record, color, label in ((rows[0], "C7", "start"), (rows[-1], "C3", "end")):
+                counts = np.asarray(record["layers"][layer]["histogram"])
+                # Tails beyond the edges are part of the total, not drawn.
+                axis.step(centres, counts[1:-1] / counts.sum() / width, where="mid", color=color, label=label)
+            axis.axvline(0, color="k", lw=0.5)
+            axis.set(title=f"{name}\n{layer}", yticks=[], xlim=(-6, 4))
+        row[0].set_ylabel("density")
+    np.atleast_2d(axes)[0, 0].legend()
+    for axis in np.atleast_2d(axes)[-1]:
+        axis.set_xlabel("pre-activation z")
+    return _svg(figure)
+
+
+def reliability_diagram(runs: Runs) -> str:
+    """Accuracy against mean confidence per bin; area of a dot: examples in the bin (Guo et al. 2017)."""
+    figure, axes = _figure(1, len(runs), height=3.2, sharey=True)
+    for axis, (name, view) in zip(axes, runs.items(), strict=True):
+        axis.plot([0, 1], [0, 1], "k:", lw=1)
+        bins = view.outcome.arrays.get("reliability")
+        if bins:
+            count = np.asarray(bins["count"], float)
+            axis.scatter(bins["confidence"], bins["accuracy"], s=10 + 300 * count / count.sum(), alpha=0.7)
+        ece = view.measures().get("ece")
+        axis.set(title=f"{name}\nECE {ece}" if ece else name, xlabel="confidence", xlim=(0, 1.03), ylim=(0, 1.03))
+    axes[0].set_ylabel("accuracy")
+    return _svg(figure)
+
+
+# Figure, its caption; in the order of a report.
+FIGURES = {
+    "Training": (training_curves, training_curves.__doc__),
+    "Nonzero activations": (nonzero_by_step, nonzero_by_step.__doc__),
+    "Firing rates": (firing_rates, firing_rates.__doc__),
+    "Pre-activations": (pre_activations, pre_activations.__doc__),
+    "Calibration": (reliability_diagram, reliability_diagram.__doc__),
+}
+
+
+def _figure(rows: int, columns: int, height: float = 2.9, **kwargs: Any) -> tuple[Figure, Any]:
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(
+            rows, columns, figsize=(9.5, height * rows), squeeze=False, layout="constrained", **kwargs
+        )
+    return figure, axes[0] if rows == 1 else axes
+
+
+def _svg(figure: Figure) -> str:
+    """The figure as an <svg> element, without the XML header and date."""
+    buffer = io.StringIO()
+    with plt.rc_context(_STYLE):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _layer_colors(n: int) -> list[Any]:
+    return [plt.get_cmap("viridis")(i / max(n, 1)) for i in range(n)]
+
+
+def _smoothed(steps: list[int], values: list[float], window: int) -> tuple[np.ndarray, np.ndarray]:
+    """Means over consecutive windows, at the windows' centres."""
+    groups = range(0, len(steps), window)
+    return tuple(np.array([np.mean(v[i : i + window]) for i in groups]) for v in (steps, values))

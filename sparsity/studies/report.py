@@ -1,0 +1,108 @@
+"""Tables and pages: a run's or a study's results for someone who did not run it."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+
+from sparsity.run import Outcome, Workdir
+from sparsity.studies import draw
+from sparsity.studies.draw import RunView
+from sparsity.writer import write_text
+
+_CSS = """
+:root { color-scheme: light dark; --line: #8884; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { line-height: 1.2; } h2 { margin-top: 2.2rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .8rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+.wide { overflow-x: auto; } .definitions dt { font-weight: 600; } .definitions, figcaption { font-size: .9rem; }
+figure { margin: 1rem 0; } figure svg { width: 100%; height: auto; background: #fff; border-radius: .4rem; }
+pre { overflow-x: auto; font-size: .85rem; padding: .8rem; border: 1px solid var(--line); border-radius: .4rem; }
+"""
+
+
+def text_table(outcomes: Mapping[str, Outcome]) -> str:
+    """Measures down, runs across, as aligned text; a diverged run says so in every row's place."""
+    names = list(outcomes)
+    by_run = {name: {m.name: str(m) for m in o.measures} for name, o in outcomes.items()}
+    rows = [["measure", *names], ["status", *(_status(outcomes[n]) for n in names)]]
+    rows += [[key, *(by_run[n].get(key, "-") for n in names)] for key in _keys(outcomes)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(names) + 1)]
+    lines = [
+        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def write_run_report(files: Workdir) -> None:
+    """Writes report/index.html of one finished run, from its files alone."""
+    outcome = files.read_outcome()
+    view = RunView.of(files, outcome)
+    name = view.config["name"]
+    introduction = "One training run: its final evaluation, its course, and its config."
+    files.report.parent.mkdir(parents=True, exist_ok=True)
+    write_text(files.report, study_page(name, introduction, [], {name: view}))
+
+
+def study_page(title: str, introduction: str, findings: Sequence[str], runs: Mapping[str, RunView]) -> str:
+    """One self-contained HTML page: findings, table, figures, definitions, configs."""
+    outcomes = {name: view.outcome for name, view in runs.items()}
+    drawn = {name: view for name, view in runs.items() if view.outcome.status == "finished"}
+    parts = [f"<h1>{html.escape(title)}</h1>", f"<p>{html.escape(introduction)}</p>"]
+    if findings:
+        parts += ["<h2>Findings</h2><ul>", *(f"<li>{html.escape(f)}</li>" for f in findings), "</ul>"]
+    parts += ["<h2>Results</h2>", "<p>Value ± standard error; what each is stands under Definitions.</p>"]
+    parts.append(_html_table(outcomes))
+    for heading, (figure, caption) in draw.FIGURES.items() if drawn else ():
+        svg = figure(drawn)
+        parts += [f"<h2>{heading}</h2><figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"]
+    parts += ["<h2>Definitions</h2>", _definitions(outcomes), "<h2>Configs</h2>"]
+    for name, view in runs.items():
+        text = html.escape(json.dumps(view.config, indent=1))
+        parts.append(f"<details><summary>{html.escape(name)}</summary><pre>{text}</pre></details>")
+    head = (
+        f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
+    )
+    body = "\n".join(parts)
+    return (
+        f'<!doctype html>\n<html lang="en"><head>{head}<style>{_CSS}</style></head>\n<body>\n{body}\n</body></html>\n'
+    )
+
+
+def _html_table(outcomes: Mapping[str, Outcome]) -> str:
+    cells = {name: {m.name: m for m in o.measures} for name, o in outcomes.items()}
+    header = "".join(f"<th>{html.escape(n)}</th>" for n in outcomes)
+    rows = [f"<tr><td>status</td>{''.join(f'<td>{_status(o)}</td>' for o in outcomes.values())}</tr>"]
+    for key in _keys(outcomes):
+        found = [cells[n].get(key) for n in outcomes]
+        tds = "".join("<td>-</td>" if m is None else f'<td title="n = {m.n}">{html.escape(str(m))}</td>' for m in found)
+        rows.append(f"<tr><td>{html.escape(key)}</td>{tds}</tr>")
+    return f'<div class="wide"><table><tr><th>measure</th>{header}</tr>{"".join(rows)}</table></div>'
+
+
+def _definitions(outcomes: Mapping[str, Outcome]) -> str:
+    """Each definition once, with the measures that share it and their n."""
+    groups: dict[tuple[str, int], list[str]] = {}
+    for outcome in outcomes.values():
+        for m in outcome.measures:
+            names = groups.setdefault((m.definition, m.n), [])
+            if m.name not in names:
+                names.append(m.name)
+    items = (
+        f"<dt>{html.escape(', '.join(names))}</dt><dd>{html.escape(text)}; n = {n:,}</dd>"
+        for (text, n), names in groups.items()
+    )
+    return f'<dl class="definitions">{"".join(items)}</dl>'
+
+
+def _keys(outcomes: Mapping[str, Outcome]) -> list[str]:
+    """The names of all measures, in order of first appearance."""
+    return list(dict.fromkeys(m.name for o in outcomes.values() for m in o.measures))
+
+
+def _status(outcome: Outcome) -> str:
+    return outcome.status if outcome.status == "finished" else f"diverged({outcome.step})"

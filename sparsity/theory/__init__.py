@@ -1,0 +1,1 @@
+"""Float64 theory in numpy and scipy; no jax."""

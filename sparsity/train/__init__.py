@@ -1,0 +1,1 @@
+"""Training: state, losses, optimizers, step, loop."""

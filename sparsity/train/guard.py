@@ -1,0 +1,48 @@
+"""Leaving well: preemption signals and divergence."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+
+
+class Diverged(Exception):
+    """A non-finite loss, gradient or parameter at `step`: the run ends, its result is this."""
+
+    def __init__(self, step: int):
+        super().__init__(f"non-finite at step {step}")
+        self.step = step
+
+
+class Preempted(Exception):
+    """The process was asked to stop; the state of `step` is saved and a rerun resumes it."""
+
+    def __init__(self, step: int):
+        super().__init__(f"stopped after step {step}; rerun the same command to resume")
+        self.step = step
+
+
+class StopSignals:
+    """Within `with`, the first SIGTERM or Ctrl-C only sets `requested`; a second Ctrl-C interrupts.
+
+    Outside the main thread, where Python forbids handlers, signals keep their usual meaning.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[int, object] = {}
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,80 @@
+"""The state of training, and how it is born: already sharded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, PartitionSpec
+
+from sparsity import spmd
+from sparsity.layers.sparsify import Context
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that training changes.
+
+    Attributes:
+      step: updates done, int32 scalar.
+      params: parameters, unboxed (optimizers with factored slots need bare arrays).
+      opt_state: the optimizer's state.
+      model_state: running statistics of layers that have them (BatchNorm); else empty.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    model_state: Any
+
+
+def init_fn(model: nn.Module, tx: optax.GradientTransformation, seed: int, inputs: tuple) -> Callable[[], TrainState]:
+    """A function without arguments that makes the state of step 0 from `seed`.
+
+    `inputs` are zero arrays of the model's input shapes, one example long.
+    """
+
+    def init() -> TrainState:
+        variables = dict(nn.meta.unbox(model.init(jax.random.key(seed), *inputs, Context())))
+        params = variables.pop("params")
+        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), variables)
+
+    return init
+
+
+def state_specs(model: nn.Module, tx: optax.GradientTransformation, inputs: tuple) -> TrainState:
+    """PartitionSpecs of every leaf of the state, from the parameters' axis names."""
+    boxed = jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs, Context()))
+    abstract = jax.eval_shape(init_fn(model, tx, 0, inputs))
+    specs = spmd.param_specs(boxed["params"])
+    return TrainState(
+        step=PartitionSpec(),
+        params=specs,
+        opt_state=spmd.optimizer_specs(abstract.opt_state, abstract.params, specs),
+        model_state=jax.tree.map(lambda _: PartitionSpec(), abstract.model_state),
+    )
+
+
+def init_state(
+    model: nn.Module, tx: optax.GradientTransformation, mesh: Mesh, seed: int, inputs: tuple
+) -> tuple[TrainState, TrainState]:
+    """The state of step 0 and its NamedShardings; each device computes only its own part.
+
+    The values are those of a single device, whatever the mesh: JAX's random bits do not depend
+    on the sharding.
+    """
+    placed = spmd.shardings(mesh, state_specs(model, tx, inputs))
+    with jax.set_mesh(mesh):
+        state = jax.jit(init_fn(model, tx, seed, inputs), out_shardings=placed)()
+    return state, placed
+
+
+def abstract_state(model: nn.Module, tx: optax.GradientTransformation, placed: TrainState, inputs: tuple) -> TrainState:
+    """Shapes, dtypes and shardings of the state without computing it: the target of a restore."""
+    shapes = jax.eval_shape(init_fn(model, tx, 0, inputs))
+    return jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placed)

@@ -1,0 +1,113 @@
+"""The training step: one function, compiled with shardings and a donated state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from sparsity import spmd
+from sparsity.layers.sparsify import STATS, Context
+from sparsity.train.losses import Loss, LossSums
+from sparsity.train.state import TrainState
+
+Batch = dict[str, jax.Array]
+
+
+@flax.struct.dataclass
+class StepMetrics:
+    """What one step reports, as device scalars.
+
+    Attributes:
+      loss: mean loss over the batch before the update, nats.
+      accuracy: share of correct predictions, in [0, 1].
+      grad_norm: global L2 norm of the gradient, before clipping.
+      learning_rate: of this update.
+      finite: loss, gradient and updated parameters hold no NaN or infinity.
+    """
+
+    loss: jax.Array
+    accuracy: jax.Array
+    grad_norm: jax.Array
+    learning_rate: jax.Array
+    finite: jax.Array
+
+
+def gradients(model: nn.Module, loss: Loss, inputs: tuple[str, ...], seed: int, record: bool, accumulate: int = 1):
+    """The function (state, batch) -> (LossSums, mean gradient, model_state, sparsity stats).
+
+    Dropout is a function of (seed, step, microbatch, layer). `accumulate` microbatches are
+    strided slices of the batch (example i goes to microbatch i mod accumulate, so that each is
+    spread over all devices); sums and counts are added and divided once.
+    """
+
+    def loss_fn(params, model_state, batch: Batch, key):
+        ctx = Context(train=True, record=record)
+        logits, updates = model.apply(
+            {"params": params, **model_state},
+            *(batch[name] for name in inputs),
+            ctx,
+            rngs={"dropout": key},
+            mutable=[STATS, *model_state],
+        )
+        sums = loss(logits, batch)
+        stats = updates.pop(STATS, {})
+        return sums.loss, (sums, updates, stats)
+
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def compute(state: TrainState, batch: Batch) -> tuple[LossSums, Any, Any, Any]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        if accumulate == 1:
+            (_, (sums, model_state, stats)), grads = grad_fn(state.params, state.model_state, batch, key)
+        else:
+            micro = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+            keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(accumulate))
+
+            def body(model_state, one):
+                (_, (sums, model_state, stats)), grads = grad_fn(state.params, model_state, *one)
+                return model_state, (sums, stats, grads)
+
+            model_state, added = jax.lax.scan(body, state.model_state, (micro, keys))
+            sums, stats, grads = jax.tree.map(lambda x: x.sum(0), added)
+        return sums, jax.tree.map(lambda g: g / sums.count, grads), model_state, stats
+
+    return compute
+
+
+def make_train_step(
+    compute: Callable, tx: optax.GradientTransformation, schedule: optax.Schedule, mesh: Mesh, placed: TrainState
+) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics, Any]]:
+    """Compiles (state, batch) -> (state, metrics, sparsity stats); the state is donated."""
+
+    def train_step(state: TrainState, batch: Batch):
+        sums, grads, model_state, stats = compute(state, batch)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = StepMetrics(
+            loss=sums.loss / sums.count,
+            accuracy=sums.correct / sums.count,
+            grad_norm=optax.global_norm(grads),
+            learning_rate=jnp.asarray(schedule(state.step), jnp.float32),
+            finite=_all_finite((sums.loss, grads, params)),
+        )
+        return TrainState(state.step + 1, params, opt_state, model_state), metrics, stats
+
+    everywhere = spmd.replicated(mesh)
+    return jax.jit(
+        train_step,
+        in_shardings=(placed, None),
+        out_shardings=(placed, everywhere, everywhere),
+        donate_argnums=0,
+    )
+
+
+def _all_finite(tree: Any) -> jax.Array:
+    """No NaN and no infinity in any leaf. Maxima, not a norm: squares of large numbers would overflow."""
+    return jnp.isfinite(jnp.stack([jnp.abs(x).max() for x in jax.tree.leaves(tree)])).all()

@@ -1,0 +1,119 @@
+"""What a run writes: metrics.jsonl, small JSON files, and its progress for the eye."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` to `path` whole or not at all (temporary file, then rename)."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=True) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` to `path` whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in `path`."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+class MetricsWriter:
+    """Appends records to a JSON-lines file, one flushed line each.
+
+    Every record has a `kind` and a `step`. Opening drops the records from step `start` on, so
+    that after a resume each step stands there once; a line cut short by a kill goes too.
+    """
+
+    def __init__(self, path: Path, start: int = 0):
+        kept = [r for r in read_metrics(path) if r["step"] < start]
+        write_text(path, "".join(json.dumps(r) + "\n" for r in kept))
+        self._file = open(path, "a", encoding="utf-8")
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        """Appends one record."""
+        self._file.write(json.dumps({"kind": kind, "step": step} | values) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All whole records of a metrics file; none if it does not exist."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue  # the last line of a killed process
+    return records
+
+
+class Progress:
+    """A bar on a terminal; elsewhere one plain line every `seconds`, and the last step's.
+
+    Shows run, step, loss, accuracy, nonzero %, steps/s and the time left.
+    """
+
+    def __init__(self, stream: TextIO | None = None, seconds: float = 10.0):
+        self._stream, self._seconds = stream or sys.stderr, seconds
+        self._bar: tqdm | None = None
+
+    def start(self, name: str, step: int, steps: int) -> None:
+        """Begins run `name` at `step` of `steps`."""
+        self._name, self._first, self._steps = name, step, steps
+        self._shown: dict[str, str] = {}
+        self._began = self._printed = time.monotonic()
+        if self._stream.isatty():
+            self._bar = tqdm(initial=step, total=steps, desc=name, file=self._stream, dynamic_ncols=True)
+
+    def show(self, **values: str) -> None:
+        """Sets figures to display beside the step, formatted."""
+        self._shown |= values
+
+    def update(self, done: int) -> None:
+        """`done` steps of the run are done."""
+        if self._bar is not None:
+            self._bar.set_postfix(self._shown, refresh=False)
+            self._bar.update(done - self._bar.n)
+            return
+        now = time.monotonic()
+        if now - self._printed < self._seconds and done != self._steps:
+            return
+        self._printed = now
+        rate = (done - self._first) / max(now - self._began, 1e-9)
+        figures = "".join(f"  {k.replace('_', ' ')} {v}" for k, v in self._shown.items())
+        left = (self._steps - done) / rate if rate else float("inf")
+        line = f"{self._name}  step {done}/{self._steps}{figures}  {rate:.1f} steps/s  ETA {left:.0f} s"
+        print(line, file=self._stream, flush=True)
+
+    def say(self, message: str) -> None:
+        """Prints a line without tearing the bar."""
+        if self._bar is not None:
+            tqdm.write(message, file=self._stream)
+        else:
+            print(message, file=self._stream, flush=True)
+
+    def stop(self) -> None:
+        """Ends the bar of this run."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
