@@ -33,6 +33,11 @@ setup(
         "peer": ["torch", "transformers>=5"],
         "tpu": ["jax[tpu]>=0.10.0,<0.13"],
         "cuda": ["jax[cuda12]>=0.10.0,<0.13"],
+        "tokenizers": ["sentencepiece>=0.2"],
+        "hf": ["safetensors>=0.5"],
+        "tensorboard": ["tensorboardX>=2.6"],
+        "gcs": ["etils[epath-gcs]"],
+        "docs": ["pdoc>=15"],
         "notebooks": ["ipykernel>=6", "nbmake>=1.5"],
     },
 )

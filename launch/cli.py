@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from types import ModuleType
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from sparsity.config import ConfigError
+from sparsity.config import ConfigError, nearest
 from sparsity.train.guard import Preempted
 
 # Exit codes. Anything else is a defect of the code, with its traceback.
@@ -30,6 +31,8 @@ def main(body: Callable[[], int]) -> None:
     """Parses the flags, runs `body` and exits with its code; a user's mistake becomes one line."""
 
     def parse(argv: list[str]) -> list[str]:
+        if "config" in flags.FLAGS:
+            _check_config_file(argv)
         try:
             rest = flags.FLAGS(argv)
         except (flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -83,13 +86,23 @@ def load_study_config(study: str) -> ModuleType:
     return module
 
 
+def _check_config_file(argv: list[str]) -> None:
+    """Fails if --config names no file; absl would only fail later, far from the cause."""
+    for flag, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, _, value = flag.partition("=")
+        path = (value or following).split(":")[0]
+        if name in ("--config", "-config") and not Path(path).is_file():
+            have = [str(p) for p in Path("configs").rglob("*.py")]
+            _fail(f'--config: no file "{path}"{nearest(path, have) if have else ""}')
+
+
 def _first_line(error: Exception) -> str:
     """The message of an exception raised while flags were parsed, on one line."""
-    text = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
-    if isinstance(error, FileNotFoundError) and error.filename:
-        text = f"--config: no file {error.filename}"
+    text = str(error).split("Error: ")[-1]  # absl quotes a config file's whole traceback
+    if missing := re.search(r"Flag (--\w+) must have a value", str(text)):
+        text = f"{missing[1]}: required"
     if "get_config" in str(text) and isinstance(error, AttributeError):
-        text = f"--config: {text}: a config file defines get_config()"
+        text = "--config: the file defines no get_config()"
     return " ".join(str(text).split())
 
 

@@ -44,8 +44,8 @@ def spec(axes: Sequence[str | None]) -> PartitionSpec:
     Raises:
       AxisError: a name that is not in `RULES`.
 
-    >>> spec(("batch", "length", "mlp"))
-    PartitionSpec('data', None, 'model')
+    >>> tuple(spec(("batch", "length", "mlp")))
+    ('data', None, 'model')
     """
     return PartitionSpec(*(None if a is None else lookup(RULES, a, "axis", AxisError) for a in axes))
 

@@ -48,7 +48,7 @@ def one_of(table: Mapping[str, type], default: Any = dataclasses.MISSING) -> Any
     ...     radius: float = 1.0
     >>> @dataclasses.dataclass(frozen=True)
     ... class Drawing:
-    ...     shape: Circle = one_of({"circle": Circle})
+    ...     shape: object = one_of({"circle": Circle})
     >>> build(Drawing, {"shape": {"name": "circle", "radius": 2.0}})
     Drawing(shape=Circle(radius=2.0))
     """
@@ -101,7 +101,7 @@ def _value(hint: Any, value: Any, path: str, table: Mapping[str, type] | None) -
     if table is not None:
         return _tagged(table, value, path)
     if origin is typing.Literal:
-        if value not in args:
+        if not isinstance(value, str) or value not in args:
             raise ConfigError(f'{path}: unknown choice "{value}"{nearest(value, args)}')
         return value
     if origin is tuple:
@@ -116,6 +116,8 @@ def _tagged(table: Mapping[str, type], value: Any, path: str) -> Any:
         raise ConfigError(f"{path}: expected a section with a name{nearest('', table)}")
     section = dict(value.items())
     name = section.pop("name")
+    if not isinstance(name, str):
+        raise ConfigError(f"{path}.name: expected str, got {name!r}")
     try:
         cls = lookup(table, name, "name")
     except ConfigError as error:

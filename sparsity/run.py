@@ -76,23 +76,17 @@ class RunConfig:
         if self.batch % self.accumulate:
             raise ValueError(f"accumulate: {self.accumulate} does not divide the batch {self.batch}")
         for name in self.evals.names:
-            with _prefixed("evals.names"):
-                config_lib.lookup(EVALS, name, "evaluator", ValueError)
-        with _prefixed("model"):
+            if name not in EVALS:
+                raise ValueError(f'evals.names: unknown evaluator "{name}"{config_lib.nearest(name, EVALS)}')
+        try:
             self.model.check_input(self.data.image_shape)
+        except ValueError as error:
+            raise ValueError(f"model.{error}") from error
 
     def resumable_changes(self) -> tuple[str, ...]:
         """Key prefixes that may differ when a workdir is resumed: they do not change past steps."""
         horizon = () if self.optimizer.schedule.horizon_dependent else ("steps",)
         return ("every.", "evals.", "keep", *horizon)
-
-
-@contextlib.contextmanager
-def _prefixed(where: str) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{where}.{error}") from error
 
 
 def run_config(section: Mapping[str, Any]) -> RunConfig:

@@ -83,7 +83,7 @@ class Progress:
         self._shown: dict[str, str] = {}
         self._began = self._printed = time.monotonic()
         if self._stream.isatty():
-            self._bar = tqdm(initial=step, total=steps, desc=name, file=self._stream, dynamic_ncols=True)
+            self._bar = tqdm(initial=step, total=steps, desc=name, unit=" steps", file=self._stream, dynamic_ncols=True)
 
     def show(self, **values: str) -> None:
         """Sets figures to display beside the step, formatted."""

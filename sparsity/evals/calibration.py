@@ -36,7 +36,7 @@ def bin_index(confidence: np.ndarray, bins: int) -> np.ndarray:
     confidence = np.asarray(confidence, np.float64)
     if not ((confidence >= 0) & (confidence <= 1)).all():
         raise ValueError("confidence: must be in [0, 1]; NaN is not a confidence")
-    edges = np.linspace(0, 1, bins + 1)
+    edges = np.arange(bins + 1) / bins  # not linspace: its edges can miss j / bins by an ulp
     return np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
 
 

@@ -25,7 +25,8 @@ def cost(subject: Subject) -> Result:
     if all(0 <= d <= 1 for d in density.values()):  # NaN fails: a NaN activation saves nothing
         second = {name: mlp_flops(mlp, d_model, 1.0).second for name, mlp in model.mlps().items()}
         # Upper bound on the error, as for the mean nonzero fraction: layers share examples.
-        se = sum(second[name] * (found[name][1] or 0.0) for name in second)
+        errors = [found[name][1] for name in second]
+        se = None if None in errors else sum(w * e for w, e in zip(second.values(), errors, strict=True))
         sparse = sum(second[name] * density[name] for name in second)
         text = "the zeros of h skipped in the second MLP matrix (saves 1 - nonzero fraction, output unchanged)"
         measures += [

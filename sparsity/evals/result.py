@@ -38,6 +38,8 @@ class Measure:
         """The value with its standard error, e.g. `97.8 ± 0.8 %`."""
         scale, unit = (100.0, " %") if self.unit == "share" else (1.0, f" {self.unit}" if self.unit else "")
         value = scale * self.value
+        if not math.isfinite(value):
+            return f"{value}{unit}" if self.se is None else f"{value} ± {scale * self.se}{unit}"
         if self.se is None:
             return f"{value:,.0f}{unit}" if value == round(value) else f"{value:,.2f}{unit}"
         error = scale * self.se

@@ -14,7 +14,7 @@ from sparsity.layers.sparsify import Context
 class SelfAttention(nn.Module):
     """softmax(Q K^T / sqrt(d_head)) V, then an output projection; [B, L, D] to [B, L, D].
 
-    Scores and softmax are float32 whatever the compute dtype.
+    Scores and softmax are at least float32 whatever the compute dtype.
     """
 
     heads: int
@@ -32,7 +32,8 @@ class SelfAttention(nn.Module):
             return axes.constrain(out(x_BxLxD).reshape(split), ("batch", "length", "heads", "head_dim"))
 
         q_BxLxHxK, k_BxLxHxK, v_BxLxHxK = project("query"), project("key"), project("value")
-        scores_BxHxLxL = jnp.einsum("bqhd,bkhd->bhqk", q_BxLxHxK, k_BxLxHxK, preferred_element_type=jnp.float32)
+        precise = jnp.promote_types(q_BxLxHxK.dtype, jnp.float32)
+        scores_BxHxLxL = jnp.einsum("bqhd,bkhd->bhqk", q_BxLxHxK, k_BxLxHxK, preferred_element_type=precise)
         weights_BxHxLxL = jax.nn.softmax(scores_BxHxLxL / split[-1] ** 0.5).astype(v_BxLxHxK.dtype)
         weights_BxHxLxL = nn.Dropout(self.dropout, deterministic=not ctx.train)(weights_BxHxLxL)
         y_BxLxD = jnp.einsum("bhqk,bkhd->bqhd", weights_BxHxLxL, v_BxLxHxK).reshape(x_BxLxD.shape)

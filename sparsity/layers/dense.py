@@ -5,6 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax.numpy as jnp
 from flax.typing import Initializer
+from jax.typing import DTypeLike
 
 from sparsity import axes
 
@@ -21,7 +22,7 @@ def dense(
     *,
     use_bias: bool = True,
     kernel_init: Initializer | None = None,
-    dtype: str = "float32",
+    dtype: DTypeLike = "float32",
     name: str | None = None,
 ) -> nn.Dense:
     """Y = x W + b with W [in, features] on logical axes `names`, b on `names[1]`.

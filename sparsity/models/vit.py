@@ -125,8 +125,10 @@ class ViT(nn.Module):
             x_BxLxD = Block(cfg, name=name)(x_BxLxD, ctx)
         x_BxLxD = layer_norm("norm", cfg.dtype)(x_BxLxD)
         x_BxD = x_BxLxD[:, 0] if cfg.pool == "cls" else x_BxLxD.mean(axis=1)
-        head = dense(self.classes, ("embed", "classes"), kernel_init=nn.initializers.zeros, name="head")
-        return head(x_BxD.astype(jnp.float32))
+        precise = jnp.promote_types(x_BxD.dtype, jnp.float32)
+        names = ("embed", "classes")
+        head = dense(self.classes, names, kernel_init=nn.initializers.zeros, dtype=precise, name="head")
+        return head(x_BxD.astype(precise))
 
 
 def patches(images: jax.Array, side: int) -> jax.Array:

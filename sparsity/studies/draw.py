@@ -63,7 +63,7 @@ class RunView:
 Runs = Mapping[str, RunView]
 
 
-def training_curves(runs: Runs) -> str:
+def training_curves(runs: Runs) -> Svg:
     """Loss (log y) and accuracy against step: training smoothed over 25 steps, validation dotted."""
     figure, axes = _figure(1, 2)
     for i, (name, view) in enumerate(runs.items()):
@@ -75,12 +75,12 @@ def training_curves(runs: Runs) -> str:
             axis.plot(*zip(*points, strict=True), "o:", color=f"C{i}", ms=4, label=f"{name}, validation")
     axes[0].set(yscale="log", xlabel="step", ylabel="loss (nats)")
     axes[1].set(xlabel="step", ylabel="accuracy", ylim=(None, 1.01))
-    axes[0].legend()
+    axes[1].legend()
     return _svg(figure)
 
 
-def nonzero_by_step(runs: Runs) -> str:
-    """Nonzero % of each MLP layer on training batches against step, log y, +-1 SE (Li et al., Fig. 1)."""
+def nonzero_by_step(runs: Runs) -> Svg:
+    """Nonzero % of each MLP layer on training batches against step, log y, ±1 SE (Li et al., Fig. 1)."""
     figure, axes = _figure(1, len(runs), sharey=True)
     for axis, (name, view) in zip(axes, runs.items(), strict=True):
         rows = view.records("sparsity")
@@ -98,7 +98,7 @@ def nonzero_by_step(runs: Runs) -> str:
     return _svg(figure)
 
 
-def firing_rates(runs: Runs) -> str:
+def firing_rates(runs: Runs) -> Svg:
     """Share of tokens on which each unit is nonzero, units sorted, per layer (Li et al., Fig. 3)."""
     figure, axes = _figure(1, len(runs), sharey=True)
     for axis, (name, view) in zip(axes, runs.items(), strict=True):
@@ -113,7 +113,7 @@ def firing_rates(runs: Runs) -> str:
     return _svg(figure)
 
 
-def pre_activations(runs: Runs) -> str:
+def pre_activations(runs: Runs) -> Svg:
     """Histograms of pre-activations, first and last record of training, per layer and run."""
     layers = list(next(iter(runs.values())).records("sparsity")[0]["layers"])
     figure, axes = _figure(len(runs), len(layers), height=1.8, sharex=True)
@@ -135,7 +135,7 @@ def pre_activations(runs: Runs) -> str:
     return _svg(figure)
 
 
-def reliability_diagram(runs: Runs) -> str:
+def reliability_diagram(runs: Runs) -> Svg:
     """Accuracy against mean confidence per bin; area of a dot: examples in the bin (Guo et al. 2017)."""
     figure, axes = _figure(1, len(runs), height=3.2, sharey=True)
     for axis, (name, view) in zip(axes, runs.items(), strict=True):
@@ -168,14 +168,21 @@ def _figure(rows: int, columns: int, height: float = 2.9, **kwargs: Any) -> tupl
     return figure, axes[0] if rows == 1 else axes
 
 
-def _svg(figure: Figure) -> str:
+class Svg(str):
+    """An <svg> element; a notebook shows it as the picture."""
+
+    def _repr_html_(self) -> str:
+        return str(self)
+
+
+def _svg(figure: Figure) -> Svg:
     """The figure as an <svg> element, without the XML header and date."""
     buffer = io.StringIO()
     with plt.rc_context(_STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     plt.close(figure)
     text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    return Svg(text[text.index("<svg") :])
 
 
 def _layer_colors(n: int) -> list[Any]:

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from sparsity.config import one_of
@@ -21,7 +22,8 @@ class Constant:
 
     def build(self, peak: float, steps: int) -> optax.Schedule:
         """The schedule; `steps` (the length of the run) does not enter."""
-        return optax.warmup_constant_schedule(0.0, peak, self.warmup)
+        # Not optax's warm-up: over 0 steps it stays at rate 0 for ever, with only a log line.
+        return lambda t: peak * jnp.minimum(1.0, (t + 0.0) / self.warmup) if self.warmup else peak
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +64,7 @@ class InverseSquareRoot:
 
     def build(self, peak: float, steps: int) -> optax.Schedule:
         """The schedule; `steps` (the length of the run) does not enter."""
-        return lambda t: peak * (self.warmup / jax.numpy.maximum(t, self.warmup)) ** 0.5
+        return lambda t: peak * (self.warmup / jnp.maximum(t, self.warmup)) ** 0.5
 
 
 SCHEDULES = {"constant": Constant, "cosine": Cosine, "linear": Linear, "inverse_square_root": InverseSquareRoot}

@@ -93,7 +93,7 @@ def make_train_step(
         metrics = StepMetrics(
             loss=sums.loss / sums.count,
             accuracy=sums.correct / sums.count,
-            grad_norm=optax.global_norm(grads),
+            grad_norm=optax.tree.norm(grads),
             learning_rate=jnp.asarray(schedule(state.step), jnp.float32),
             finite=_all_finite((sums.loss, grads, params)),
         )

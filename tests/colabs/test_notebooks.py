@@ -1,0 +1,36 @@
+"""Every notebook runs from top to bottom; without Jupyter here, with nbmake under the mark."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "colabs").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
+def test_the_cells_run_in_order_and_the_stored_outputs_are_stripped(path):
+    namespace = {"__name__": "__main__"}
+    shown = []
+    for cell in json.loads(path.read_text())["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        assert cell["outputs"] == []
+        assert cell["execution_count"] is None
+        body = ast.parse("".join(cell["source"]))
+        last = body.body.pop() if body.body and isinstance(body.body[-1], ast.Expr) else None
+        exec(compile(body, path.name, "exec"), namespace)
+        if last is not None:  # what Jupyter would display
+            shown.append(eval(compile(ast.Expression(last.value), path.name, "eval"), namespace))
+    assert sum(hasattr(value, "_repr_html_") for value in shown) >= 1
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
+def test_jupyter_runs_it(path):
+    command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:warnings", "--nbmake", str(path)]
+    done = subprocess.run(command, cwd=path.parents[1], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,162 @@
+import dataclasses
+from itertools import islice
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from sparsity.data.digits import Digits
+from sparsity.data.pipeline import Split, eval_batches, train_batches
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbered:
+    """n examples whose label is their index and whose image is index + noise / 2, noise in [0, 1)."""
+
+    n: int = 13
+    noisy: bool = True
+
+    classes: ClassVar[int] = 100
+    image_shape: ClassVar[tuple[int, int, int]] = (1, 1, 1)
+
+    def load(self, split):
+        index = np.arange(self.n)
+        return Split(index.reshape(-1, 1, 1, 1).astype(np.float32), index.astype(np.int32))
+
+    def normalise(self, images):
+        return (images / 2).astype(np.float32)
+
+    def augment(self, example, rng):
+        noise = rng.random(example["image"].shape) if self.noisy else 0.0
+        return example | {"image": (example["image"] + noise).astype(np.float32)}
+
+
+def take(batches, steps):
+    return list(islice(batches, steps))
+
+
+def assert_equal(got, expected):
+    assert len(got) == len(expected)
+    for a, b in zip(got, expected, strict=True):
+        assert a.keys() == b.keys() == {"image", "label"}
+        for key in a:
+            np.testing.assert_array_equal(a[key], b[key])
+
+
+def single(source, batch, seed, start, steps, threads=2):
+    return take(train_batches(source, batch, seed, start, process=0, processes=1, threads=threads), steps)
+
+
+@pytest.mark.parametrize("start", [1, 2, 3, 7, 10])
+def test_resuming_at_a_step_gives_the_batches_that_an_uninterrupted_run_would_see(start):
+    # 10 batches of 4 from 13 examples: the resumed ones cross epochs.
+    assert_equal(single(Numbered(), 4, 0, start, 5), single(Numbered(), 4, 0, 0, start + 5)[start:])
+
+
+def test_resuming_far_ahead_is_the_same_order_too():
+    assert_equal(single(Numbered(), 4, 3, 400, 2), single(Numbered(), 4, 3, 399, 3)[1:])
+
+
+def test_the_same_seed_gives_the_same_batches_whatever_the_number_of_threads():
+    expected = single(Numbered(), 4, 5, 0, 12)
+    for threads in (0, 1, 5):
+        assert_equal(single(Numbered(), 4, 5, 0, 12, threads), expected)
+
+
+def test_another_seed_gives_another_order_and_other_noise():
+    one, other = single(Numbered(), 13, 0, 0, 1)[0], single(Numbered(), 13, 1, 0, 1)[0]
+    assert one["label"].tolist() != other["label"].tolist()
+    noise = [np.sort(2 * b["image"].ravel() - b["label"]) for b in (one, other)]
+    assert not np.allclose(*noise)
+
+
+@pytest.mark.parametrize("batch", [1, 4, 13, 20])
+def test_every_epoch_covers_each_example_once_in_a_new_order(batch):
+    steps = -(-4 * 13 // batch)
+    labels = np.concatenate([b["label"] for b in single(Numbered(), batch, 0, 0, steps)])[: 4 * 13].reshape(4, 13)
+    for epoch in labels:
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(13))
+    assert len({tuple(epoch) for epoch in labels}) == 4
+    assert tuple(range(13)) not in {tuple(epoch) for epoch in labels}
+
+
+def test_batches_are_always_full():
+    assert {b["label"].shape for b in single(Numbered(), 4, 0, 0, 12)} == {(4,)}
+    assert {b["image"].shape for b in single(Numbered(), 4, 0, 0, 12)} == {(4, 1, 1, 1)}
+
+
+@pytest.mark.parametrize("start", [0, 5])
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_the_shares_of_all_processes_make_up_the_batch_of_one_in_order(processes, start):
+    expected = single(Numbered(), 8, 0, start, 6)
+    shares = [take(train_batches(Numbered(), 8, 0, start, process=p, processes=processes), 6) for p in range(processes)]
+    joined = [{key: np.concatenate([s[key] for s in step]) for key in step[0]} for step in zip(*shares, strict=True)]
+    assert_equal(joined, expected)
+
+
+def test_each_visit_of_an_example_has_noise_of_its_own():
+    batches = single(Numbered(n=3), 3, 0, 0, 5)
+    noise = np.concatenate([2 * b["image"].ravel() - b["label"] for b in batches])
+    assert len(np.unique(noise)) == 15
+    assert (noise > -1e-6).all()
+    assert (noise < 1 + 1e-6).all()
+
+
+def test_examples_are_augmented_first_and_normalised_after():
+    batch = single(Numbered(noisy=False), 13, 0, 0, 1)[0]
+    np.testing.assert_array_equal(batch["image"].ravel(), batch["label"] / 2)
+    assert batch["image"].dtype == np.float32
+    assert batch["label"].dtype == np.int32
+
+
+def test_the_digits_resume_with_the_same_shifts():
+    whole = single(Digits(), 32, 0, 0, 5)
+    assert_equal(single(Digits(), 32, 0, 3, 2), whole[3:])
+
+
+def test_an_epoch_of_the_digits_is_the_train_split():
+    split = Digits(shift=0).load("train")
+    batches = single(Digits(shift=0), 126, 0, 0, 10)
+    images = np.concatenate([b["image"] for b in batches]).reshape(1260, -1)
+    expected = Digits().normalise(split.images).reshape(1260, -1)
+    np.testing.assert_array_equal(images[np.lexsort(images.T)], expected[np.lexsort(expected.T)])
+
+
+def test_a_batch_that_the_processes_do_not_divide_is_refused():
+    with pytest.raises(ValueError, match=r"^batch: 9 is not divisible by 2 processes$"):
+        train_batches(Numbered(), 9, 0, 0, process=0, processes=2)
+
+
+def test_an_empty_train_split_is_refused():
+    with pytest.raises(ValueError, match=r"^data: the train split of Numbered\(.*\) is empty$"):
+        train_batches(Numbered(n=0), 4, 0, 0, process=0, processes=1)
+
+
+def test_evaluation_takes_every_example_once_in_order_and_pads_the_last_batch():
+    images, labels = np.arange(14, dtype=np.float32).reshape(7, 2, 1, 1) + 1, np.arange(7, dtype=np.int32) + 1
+    batches = list(eval_batches(images, labels, 3))
+    assert len(batches) == 3
+    for batch in batches:
+        assert {key: (x.shape, x.dtype) for key, x in batch.items()} == {
+            "image": ((3, 2, 1, 1), np.float32),
+            "label": ((3,), np.int32),
+            "weight": ((3,), np.float32),
+        }
+    np.testing.assert_array_equal(np.concatenate([b["label"] for b in batches]), [1, 2, 3, 4, 5, 6, 7, 0, 0])
+    np.testing.assert_array_equal(np.concatenate([b["weight"] for b in batches]), [1] * 7 + [0] * 2)
+    np.testing.assert_array_equal(np.concatenate([b["image"] for b in batches])[:7], images)
+    np.testing.assert_array_equal(batches[-1]["image"][1:], np.zeros((2, 2, 1, 1)))
+
+
+@pytest.mark.parametrize(("n", "batch", "count"), [(6, 3, 2), (3, 3, 1), (2, 5, 1)])
+def test_evaluation_makes_no_batch_of_padding_alone(n, batch, count):
+    batches = list(eval_batches(np.ones((n, 1, 1, 1), np.float32), np.ones(n, np.int32), batch))
+    assert len(batches) == count
+    assert sum(b["weight"].sum() for b in batches) == n
+
+
+def test_a_split_is_read_by_index():
+    split = Numbered().load("train")
+    assert len(split) == 13
+    assert split[4]["label"] == 4
+    assert split[4]["image"].shape == (1, 1, 1)

@@ -1,0 +1,148 @@
+"""The launchers as a user meets them: processes, exit codes, one-line errors."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch import cli
+
+ROOT = Path(__file__).parents[2]
+TINY = [
+    "--config=configs/quickstart.py:top_k",
+    "--config.steps=4",
+    "--config.batch=32",
+    "--config.model.d_model=16",
+    "--config.model.layers=1",
+    "--config.model.mlp.d_ff=32",
+    "--config.model.mlp.sparsifier.k=4",
+    "--config.every.checkpoint=2",
+    "--config.evals.names=('accuracy','sparsity','cost')",
+]
+
+
+def start(module, *args):
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    command = [sys.executable, "-m", f"launch.{module}", *map(str, args)]
+    return subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def finish(process):
+    out, err = process.communicate(timeout=240)
+    return process.returncode, out, err
+
+
+def launch(module, *args):
+    return finish(start(module, *args))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("launch") / "one"
+    return workdir, launch("train", *TINY, f"--workdir={workdir}")
+
+
+def test_train_leaves_a_workdir_and_prints_its_table(trained):
+    workdir, (code, out, err) = trained
+    assert code == cli.DONE, err
+    assert "accuracy" in out
+    assert "nonzero.block_0" in out
+    assert {p.name for p in workdir.iterdir()} >= {
+        "config.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "outcome.json",
+        "report",
+    }
+    saved = json.loads((workdir / "config.json").read_text())
+    assert saved["model"]["mlp"]["sparsifier"] == {"name": "top_k", "k": 4, "act": "relu"}
+    assert "vit_digits_top_64  step 4/4" in err  # plain progress lines where there is no terminal
+    page = (workdir / "report" / "index.html").read_text()
+    assert page.count("<svg") == 5
+    assert "http" not in page.split("</head>")[0]  # self-contained: nothing is fetched
+
+
+def test_train_again_says_finished_and_writes_nothing(trained):
+    workdir, _ = trained
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
+    code, out, _ = launch("train", *TINY, f"--workdir={workdir}")
+    assert code == cli.DONE
+    assert "finished already (4 steps); nothing to do" in out
+    assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == before
+
+
+def test_evaluate_prints_the_recorded_numbers_bit_for_bit(trained, tmp_path):
+    workdir, _ = trained
+    code, out, err = launch("evaluate", f"--workdir={workdir}", f"--out={tmp_path / 'e.json'}")
+    assert code == cli.DONE, err
+    assert "equal, bit for bit, to the evaluation recorded at the end of training" in out
+    recorded = {m["name"]: m for m in json.loads((workdir / "outcome.json").read_text())["measures"]}
+    for measure in json.loads((tmp_path / "e.json").read_text())["measures"]:
+        assert measure == recorded[measure["name"]]
+
+
+def test_a_users_mistake_is_one_line_and_exit_code_2(trained, tmp_path):
+    workdir, _ = trained
+    (tmp_path / "empty.py").write_text('"""No run."""\n')
+    (tmp_path / "file").write_text("")
+    quick, new = "--config=configs/quickstart.py:top_k", f"--workdir={tmp_path / 'new'}"
+    cases = [
+        ("train", [new], "--config: required"),
+        ("train", [quick], "--workdir: required"),
+        ("train", ["--config=configs/quikstart.py", new], 'did you mean "configs/quickstart.py"?'),
+        ("train", [f"--config={tmp_path / 'empty.py'}", new], "the file defines no get_config()"),
+        ("train", ["--config=configs/quickstart.py:topk", new], 'unknown run "topk"'),
+        ("train", [quick, "--config.model.mlp.spasifier.k=3", new], 'Did you mean "sparsifier"'),
+        ("train", [quick, "--config.model.mlp.sparsifier.k=9999", new], "9999 is more than the d_ff 512"),
+        ("train", [quick, "--config.steps=ten", new], "steps"),
+        ("train", [quick, f"--workdir={tmp_path / 'file' / 'w'}"], "cannot be written"),
+        ("train", [quick, f"--workdir={workdir}"], "made with another config"),
+        ("evaluate", [f"--workdir={tmp_path / 'new'}"], "holds no run"),
+        ("evaluate", [f"--workdir={workdir}", "--evals=acuracy"], 'did you mean "accuracy"?'),
+        ("reproduce", ["--study=quikstart", new], 'did you mean "quickstart"?'),
+        ("reproduce", ["--study=quickstart", "--scale=paper", new], 'no scale "paper"'),
+        ("reproduce", ["quickstart", "--study=quickstart", new], "unexpected argument 'quickstart'"),
+    ]
+    for i in range(0, len(cases), 3):  # three at a time: imports are most of it
+        batch = [(case, start(case[0], *case[1])) for case in cases[i : i + 3]]
+        for (module, args, message), process in batch:
+            code, out, err = finish(process)
+            assert code == cli.BAD_INPUT, (module, args, out, err)
+            assert message in err, (module, args, err)
+            assert err.startswith("error: ")
+            assert err.count("\n") == 1, err
+    assert not (tmp_path / "new").exists()
+
+
+def test_divergence_has_its_exit_code(tmp_path):
+    args = [*TINY, "--config.optimizer.learning_rate=1e30", "--config.optimizer.schedule.warmup=0"]
+    code, out, _ = launch("train", *args, f"--workdir={tmp_path / 'w'}")
+    assert code == cli.DIVERGED
+    assert "diverged at step" in out
+
+
+def test_help_explains_flags_and_exit_codes():
+    for module in ("train", "evaluate", "reproduce"):
+        code, out, _ = launch(module, "--help")
+        assert code == cli.DONE
+        assert "--workdir" in out
+        assert "exit codes: 0 done" in out
+
+
+def test_tpu_vm_prints_the_commands_of_this_run():
+    args = ["bash", "launch/tpu_vm.sh", "--print", "launch.train", TINY[0], "--workdir=runs/one"]
+    env = {"PATH": os.environ["PATH"], "TPU": "my-tpu", "ZONE": "us-central2-b"}
+    out = subprocess.run(args, cwd=ROOT, env=env, text=True, capture_output=True, check=True).stdout.splitlines()
+    assert len(out) == 4
+    assert out[0].startswith("git -C ")
+    assert "gcloud compute tpus tpu-vm scp" in out[1]
+    assert "--worker=all" in out[2]
+    assert ".[tpu]" in out[2].replace("\\", "")
+    assert "python -m launch.train --config=configs/quickstart.py:top_k" in out[3].replace("\\", "")
+    del env["TPU"]
+    failed = subprocess.run(args, cwd=ROOT, env=env, text=True, capture_output=True, check=False)
+    assert failed.returncode != 0
+    assert "set TPU" in failed.stderr

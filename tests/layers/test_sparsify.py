@@ -1,0 +1,184 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparsity.layers.sparsify import HISTOGRAM_EDGES, STATS, Context, Sparsify, SparsityStats, sparsity_stats
+from sparsity.ops.sparsifiers import Gelu, Relu, SoftThreshold, TopK
+
+# Two examples of three tokens of four units, and what ReLU makes of them:
+# nonzero per token 2, 1, 0 of the first and 4, 3, 0 of the second.
+Z = np.array(
+    [
+        [[1.0, -1.0, 0.3, -0.3], [0.0, -2.0, 3.0, -0.0], [-1.0, -1.0, -9.0, -1.0]],
+        [[0.1, 0.1, 9.0, 0.1], [8.0, 0.2, -8.0, 0.2], [-5.0, -1.0, 0.0, -1.0]],
+    ],
+    np.float32,
+)
+RELU = np.maximum(Z, 0)
+
+
+def random_batch(seed, batch=6):
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(rng.normal(rng.normal(0, 1, (batch, 1, 1)), 2.0, (batch, 5, 7)), jnp.float32)
+
+
+def record(sparsifier, z, weight_B=None, train=False):
+    h, variables = Sparsify(sparsifier).apply({}, z, Context(weight_B, train, record=True), mutable=[STATS])
+    return h, variables[STATS]["stats"]
+
+
+def assert_same(got, expected, **tolerance):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), got, expected)
+
+
+def test_the_statistics_of_a_case_counted_by_hand():
+    stats = sparsity_stats(jnp.asarray(Z), jnp.asarray(RELU))
+    assert float(stats.examples) == 2
+    assert float(stats.tokens) == 6
+    # 3 of 12 and 7 of 12 units.
+    np.testing.assert_allclose(stats.fraction_sum, 3 / 12 + 7 / 12, rtol=1e-6)
+    np.testing.assert_allclose(stats.fraction_sumsq, (3 / 12) ** 2 + (7 / 12) ** 2, rtol=1e-6)
+    np.testing.assert_array_equal(stats.fired_F, [3, 2, 3, 2])
+
+
+def test_weights_count_examples_and_leave_padding_out():
+    weighted = sparsity_stats(jnp.asarray(Z), jnp.asarray(RELU), jnp.asarray([1.0, 0.0]))
+    alone = sparsity_stats(jnp.asarray(Z[:1]), jnp.asarray(RELU[:1]))
+    assert_same(weighted, alone, rtol=0)
+
+
+def test_integer_and_boolean_weights_are_taken():
+    expected = sparsity_stats(jnp.asarray(Z), jnp.asarray(RELU), jnp.asarray([0.0, 1.0]))
+    assert_same(sparsity_stats(jnp.asarray(Z), jnp.asarray(RELU), jnp.asarray([0, 1])), expected, rtol=0)
+    assert_same(sparsity_stats(jnp.asarray(Z), jnp.asarray(RELU), jnp.asarray([False, True])), expected, rtol=0)
+
+
+def test_statistics_merge_by_addition():
+    parts = [random_batch(seed, 3) for seed in range(2)]
+    whole = jnp.concatenate(parts)
+    merged = jax.tree.map(lambda *xs: sum(xs), *(sparsity_stats(z, jnp.maximum(z, 0)) for z in parts))
+    # Float32 sums of six fractions in another order; the counts are exact.
+    assert_same(merged, sparsity_stats(whole, jnp.maximum(whole, 0)), rtol=1e-6)
+
+
+def test_the_sums_are_those_of_numpy_over_examples():
+    z = random_batch(0, 9)
+    stats = sparsity_stats(z, jnp.maximum(z, 0))
+    fraction = (np.asarray(z, np.float64) > 0).mean((1, 2))
+    np.testing.assert_allclose(stats.fraction_sum, fraction.sum(), rtol=1e-6)
+    np.testing.assert_allclose(stats.fraction_sumsq, (fraction**2).sum(), rtol=1e-6)
+    np.testing.assert_array_equal(stats.fired_F, (np.asarray(z) > 0).sum((0, 1)))
+
+
+def test_nan_in_padding_changes_nothing():
+    padded = np.concatenate([Z, np.full_like(Z[:1], np.nan)])
+    weight = jnp.asarray([1.0, 1.0, 0.0])
+    _, stats = record(Relu(), jnp.asarray(padded), weight)
+    assert_same(stats, sparsity_stats(jnp.asarray(Z), jnp.asarray(RELU)), rtol=0)
+
+
+@pytest.mark.parametrize("sparsifier", [Relu(), SoftThreshold(0.5), TopK(2), Gelu()])
+def test_one_nan_in_a_counted_example_makes_the_fraction_nan(sparsifier):
+    z = Z.copy()
+    z[1, 2, 3] = np.nan
+    _, stats = record(sparsifier, jnp.asarray(z))
+    assert np.isnan(stats.fraction_sum)
+    assert np.isnan(stats.fraction_sumsq)
+    assert float(stats.examples) == 2
+
+
+def test_nan_has_no_bin_in_the_histogram():
+    z = Z.copy()
+    z[1, 2, 3] = np.nan  # was -1
+    _, stats = record(Relu(), jnp.asarray(z))
+    expected = np.asarray(sparsity_stats(jnp.asarray(Z), jnp.asarray(RELU)).histogram).copy()
+    expected[1 + 28] -= 1
+    np.testing.assert_array_equal(stats.histogram, expected)
+
+
+def test_the_histogram_has_64_bins_of_a_quarter_and_both_tails():
+    np.testing.assert_array_equal(HISTOGRAM_EDGES, np.arange(-32, 33) / 4)
+    values = {-np.inf: 0, -8.001: 0, -8.0: 1, -7.75: 2, -0.001: 32, 0.0: 33, 0.249: 33, 0.25: 34, 7.999: 64, 8.0: 65}
+    values |= {1e30: 65, np.inf: 65}
+    for value, bin_ in values.items():
+        z = jnp.full((1, 1, 1), value, jnp.float32)
+        np.testing.assert_array_equal(np.flatnonzero(sparsity_stats(z, z).histogram), [bin_], err_msg=str(value))
+
+
+def test_the_histogram_counts_as_numpy_does():
+    z = random_batch(1, 8) * 3
+    stats = sparsity_stats(z, z, jnp.asarray([1.0] * 6 + [0.0] * 2))
+    counted = np.asarray(z[:6]).ravel()
+    inner = np.histogram(counted[counted < 8], HISTOGRAM_EDGES)[0]
+    expected = [(counted < -8).sum(), *inner, (counted >= 8).sum()]
+    assert expected[0] > 0
+    assert expected[-1] > 0
+    np.testing.assert_array_equal(stats.histogram, expected)
+
+
+def test_negative_activations_count_as_nonzero():
+    z = jnp.asarray([[[-2.0, -0.5, 0.2, 1.0]]])
+    h, stats = record(SoftThreshold(0.5), z)
+    np.testing.assert_array_equal(h, [[[-1.5, 0, 0, 0.5]]])
+    assert float(stats.fraction_sum) == 0.5
+    np.testing.assert_array_equal(stats.fired_F, [1, 0, 0, 1])
+
+
+def test_top_k_is_recorded_after_the_selection():
+    z = random_batch(2) + 3.0
+    _, stats = record(TopK(2), z)
+    np.testing.assert_array_equal(jnp.sum(stats.fired_F), 2 * 6 * 5)
+    np.testing.assert_allclose(stats.fraction_sum, 6 * 2 / 7, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(4, 7), (4, 3, 7), (4, 2, 3, 7)])
+def test_all_axes_between_the_first_and_the_last_are_tokens(shape):
+    z = jnp.asarray(np.random.default_rng(3).normal(size=shape), jnp.float32)
+    h = jnp.maximum(z, 0)
+    tokens = np.prod(shape[1:-1], dtype=int)
+    stats = sparsity_stats(z, h)
+    assert float(stats.tokens) == 4 * tokens
+    assert_same(stats, sparsity_stats(z.reshape(4, tokens, 7), h.reshape(4, tokens, 7)), rtol=0)
+
+
+def test_recording_off_makes_no_variables_and_identical_outputs():
+    z = random_batch(4)
+    off, variables = Sparsify(Relu()).apply({}, z, Context(), mutable=True)
+    assert variables == {}
+    on, _ = record(Relu(), z)
+    np.testing.assert_array_equal(on, off)
+    np.testing.assert_array_equal(on, np.maximum(np.asarray(z), 0))
+
+
+def test_the_module_has_no_parameters_and_records_under_stats():
+    z = random_batch(5)
+    assert Sparsify(Relu()).init(jax.random.key(0), z, Context()) == {}
+    _, stats = record(Relu(), z)
+    assert isinstance(stats, SparsityStats)
+    assert_same(stats, sparsity_stats(z, jnp.maximum(z, 0)), rtol=0)
+
+
+def test_a_second_call_on_old_statistics_replaces_them():
+    z = random_batch(6)
+    _, old = Sparsify(Relu()).apply({}, z, Context(record=True), mutable=[STATS])
+    _, new = Sparsify(Relu()).apply(old, z, Context(record=True), mutable=[STATS])
+    assert_same(new, old, rtol=0)
+
+
+def test_bfloat16_activations_are_counted_in_float32():
+    z = jnp.ones((3, 100, 30), jnp.bfloat16)  # 300 tokens: bfloat16 cannot count past 256
+    stats = sparsity_stats(z, z)
+    np.testing.assert_array_equal(stats.fired_F, np.full(30, 300))
+    assert {x.dtype for x in jax.tree.leaves(stats)} == {jnp.dtype("float32")}
+    assert float(stats.histogram.sum()) == 9000
+
+
+def test_recording_costs_the_gradient_nothing():
+    z = random_batch(7)
+
+    def loss(z, on):
+        out = Sparsify(Relu()).apply({}, z, Context(record=on), mutable=[STATS])
+        return (out[0] ** 2).sum()
+
+    np.testing.assert_array_equal(jax.grad(loss)(z, True), jax.grad(loss)(z, False))

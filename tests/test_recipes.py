@@ -1,0 +1,103 @@
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from sparsity import recipes
+from sparsity.config import build, config_hash, differences, to_dict
+from sparsity.ops.sparsifiers import TopK
+from sparsity.run import RunConfig, run_config
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+FILES = sorted(CONFIGS.glob("**/*.py"))
+SCALES = ("embedded", "paper")
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location("config_under_test", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def sweeps(module):
+    """The runs of every scale the file has; a scale it lacks must be refused by name."""
+    found = {}
+    for scale in SCALES:
+        try:
+            found[scale] = module.sweep(scale)
+        except ValueError as error:
+            if f'no scale "{scale}"; valid: ' not in str(error):
+                raise
+    return found
+
+
+def test_vit_digits_builds_into_a_run():
+    config = run_config(recipes.vit_digits())
+    assert config.name == "vit_digits"
+    assert config.model.mlps().keys() == {f"block_{i}" for i in range(config.model.layers)}
+
+
+def test_vit_digits_states_every_setting_of_the_run():
+    written = recipes.vit_digits().to_dict()
+    assert differences(written, to_dict(run_config(recipes.vit_digits()))) == {}
+
+
+def test_a_recipe_returns_a_fresh_config_each_time():
+    changed = recipes.vit_digits()
+    changed.model.mlp.d_ff = 1
+    assert recipes.vit_digits().model.mlp.d_ff != 1
+
+
+def test_with_top_k_changes_the_name_and_the_sparsifier_and_nothing_else():
+    plain = recipes.vit_digits()
+    before = plain.to_dict()
+    top_k = recipes.with_top_k(plain, 8)
+    assert plain.to_dict() == before
+    changed = differences(before, top_k.to_dict())
+    assert {key for key in changed if not key.startswith("model.mlp.sparsifier.")} == {"name"}
+    assert top_k.name == "vit_digits_top_8"
+    assert run_config(top_k).model.mlp.sparsifier == TopK(k=8, act="relu")
+
+
+def test_with_top_k_of_more_units_than_there_are_is_refused_when_built():
+    config = recipes.vit_digits()
+    k = config.model.mlp.d_ff + 1
+    with pytest.raises(ValueError, match=rf"^config\.model\.mlp\.sparsifier\.k: {k} is more than the d_ff {k - 1}"):
+        run_config(recipes.with_top_k(config, k))
+
+
+def test_there_are_config_files():
+    assert CONFIGS / "quickstart.py" in FILES
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(CONFIGS)))
+class TestConfigFile:
+    def test_the_docstring_has_the_claim_the_command_the_hardware_and_the_expected_number(self, path):
+        text = load(path).__doc__ or ""
+        for heading in ("Claim:", "Command:", "Hardware:", "Expected:", "assumed:"):
+            assert re.search(rf"^{heading} \S", text, re.MULTILINE), heading
+
+    def test_get_config_has_a_default_that_builds(self, path):
+        config = load(path).get_config()
+        assert isinstance(config, ConfigDict)
+        assert isinstance(run_config(config), RunConfig)
+
+    def test_get_config_refuses_an_unknown_argument_with_the_valid_ones(self, path):
+        with pytest.raises(ValueError, match=r'"no_such_run".*; valid: '):
+            load(path).get_config("no_such_run")
+
+    def test_every_run_of_every_scale_builds_and_has_a_directory_of_its_own(self, path):
+        found = sweeps(load(path))
+        assert found
+        for runs in found.values():
+            built = [run_config(run) for run in runs]
+            assert len({f"{b.name}-{config_hash(b)}" for b in built}) == len(runs) > 0
+
+    def test_every_run_reads_back_from_its_json(self, path):
+        for runs in sweeps(load(path)).values():
+            for run in runs:
+                built = run_config(run)
+                assert build(RunConfig, to_dict(built)) == built

@@ -1,0 +1,115 @@
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparsity import spmd
+from sparsity.train.guard import Diverged, Preempted
+from sparsity.train.loop import Hooks, Intervals, train
+from sparsity.train.state import TrainState
+from sparsity.train.step import StepMetrics
+
+
+class Recorder:
+    """A fake step and hooks that write down the order of events."""
+
+    def __init__(self, bad_step=None, signal_at=None):
+        self.events, self.bad_step, self.signal_at = [], bad_step, signal_at
+        self.hooks = Hooks(
+            on_step=lambda s, m: self.events.append(("metrics", s)),
+            on_record=lambda s, stats: self.events.append(("record", s)),
+            on_eval=lambda s, state: self.events.append(("eval", s, int(state.step))),
+            on_speed=lambda s, seconds, n: self.events.append(("speed", s, n)),
+            save=lambda s, state: self.events.append(("save", s, int(state.step))),
+        )
+
+    def step(self, record):
+        def run(state, batch):
+            s = int(state.step)
+            self.events.append(("record_step" if record else "step", s))
+            if s == self.signal_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            one = np.float32(1)
+            metrics = StepMetrics(one, one, one, one, np.bool_(s != self.bad_step))
+            return state.replace(step=state.step + 1), metrics, ({"layer": one} if record else {})
+
+        return run
+
+    def train(self, steps, every, start=0):
+        state = TrainState(np.int32(start), {}, {}, {})
+        batches = iter([{"x": np.zeros(8, np.float32)}] * 100)
+        mesh = spmd.make_mesh(spmd.MeshConfig(data=1))
+        return train(state, batches, self.step(False), self.step(True), mesh, steps, every, self.hooks)
+
+
+def test_the_order_of_events_is_the_contract():
+    recorder = Recorder()
+    state = recorder.train(4, Intervals(record=100, eval=2, checkpoint=3, speed=2))
+    assert int(state.step) == 4
+    assert [e for e in recorder.events if e[0] != "speed"] == [
+        ("eval", 0, 0),
+        ("record_step", 0),
+        ("record", 0),
+        ("metrics", 0),
+        ("step", 1),
+        ("metrics", 1),  # read before the evaluation of step 2, as nothing is left to overlap
+        ("eval", 2, 2),
+        ("step", 2),
+        ("metrics", 2),
+        ("save", 3, 3),
+        ("record_step", 3),
+        ("record", 3),
+        ("metrics", 3),
+        ("save", 4, 4),
+    ]
+
+
+def test_metrics_of_a_plain_step_are_read_after_the_next_is_dispatched():
+    recorder = Recorder()
+    recorder.train(6, Intervals(record=100, eval=100, checkpoint=100, speed=100))
+    names = [e[:2] for e in recorder.events]
+    assert names.index(("step", 3)) < names.index(("metrics", 2)) < names.index(("step", 4))
+
+
+def test_a_non_finite_step_ends_the_run_and_is_not_saved():
+    recorder = Recorder(bad_step=4)
+    with pytest.raises(Diverged, match="step 4") as error:
+        recorder.train(10, Intervals(record=100, eval=100, checkpoint=5, speed=100))
+    assert error.value.step == 4
+    assert [e for e in recorder.events if e[0] == "save"] == []
+    assert ("metrics", 4) in recorder.events  # its record is written
+
+
+def test_a_stop_signal_saves_the_step_in_progress():
+    recorder = Recorder(signal_at=2)
+    with pytest.raises(Preempted) as error:
+        recorder.train(10, Intervals(record=100, eval=100, checkpoint=100, speed=100))
+    assert error.value.step == 3
+    assert recorder.events[-1] == ("save", 3, 3)
+
+
+def test_an_implicit_host_transfer_in_the_loop_is_an_error():
+    recorder = Recorder()
+    leaky = jax.jit(lambda s, x: s + x)
+
+    def step(state, batch):
+        leaky(batch["x"], np.ones(8, np.float32))  # a numpy array slipping onto the device
+        return recorder.step(False)(state, batch)
+
+    state = TrainState(np.int32(0), {}, {}, {})
+    mesh = spmd.make_mesh(spmd.MeshConfig(data=1))
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        train(state, iter([{"x": np.zeros(8, np.float32)}] * 3), step, step, mesh, 2, Intervals(), recorder.hooks)
+
+
+@pytest.mark.parametrize("field", ["record", "eval", "checkpoint", "speed"])
+def test_an_interval_below_one_is_refused(field):
+    with pytest.raises(ValueError, match=f"{field}: must be at least 1"):
+        Intervals(**{field: 0})
+
+
+def test_jnp_is_untouched_by_the_guard():
+    assert float(jnp.ones(()) + 1) == 2

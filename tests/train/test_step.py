@@ -1,0 +1,100 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparsity import spmd
+from sparsity.run import Engine, run_config
+from sparsity.train.losses import LOSSES
+from sparsity.train.step import gradients
+
+
+def _batch(n=32, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "image": rng.normal(size=(n, 8, 8, 1)).astype(np.float32),
+        "label": rng.integers(0, 10, n).astype(np.int32),
+    }
+
+
+def _trained_a_little(engine):
+    """A state whose head is not zero any more, so that gradients reach every leaf."""
+    state, placed = engine.new_state()
+    step = engine.step(placed, record=False)
+    with jax.set_mesh(engine.mesh):
+        for seed in range(3):
+            state, _, _ = step(state, spmd.place_batch(engine.mesh, _batch(seed=seed)))
+    return state
+
+
+def test_accumulated_microbatches_give_the_full_batch_gradient_and_statistics(tiny_config):
+    engine = Engine(run_config(tiny_config))
+    state = _trained_a_little(engine)
+    cfg, batch = engine.config, spmd.place_batch(engine.mesh, _batch(seed=9))
+    out = []
+    with jax.set_mesh(engine.mesh):
+        for accumulate in (1, 4):
+            loss = LOSSES[cfg.model.task]
+            fn = gradients(engine.model, loss, cfg.model.inputs, cfg.seed, record=True, accumulate=accumulate)
+            out.append(jax.jit(fn)(state, batch))
+    (sums, grads, _, stats), (sums_4, grads_4, _, stats_4) = out
+    np.testing.assert_allclose(sums.loss, sums_4.loss, rtol=1e-6)
+    assert sums.count == sums_4.count == 32
+    total = np.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(grads)))
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(grads_4), strict=True):
+        # Sums in another order: relative to the whole gradient, since key biases have none.
+        assert np.linalg.norm(a - b) <= 1e-6 * total
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), stats, stats_4)
+
+
+def test_dropout_is_a_function_of_seed_and_step(tiny_config):
+    tiny_config.model.dropout = 0.5
+    losses = {}
+    for seed in (0, 1):
+        tiny_config.seed = seed
+        engine = Engine(run_config(tiny_config))
+        state = _trained_a_little(engine)
+        cfg, batch = engine.config, spmd.place_batch(engine.mesh, _batch())
+        fn = jax.jit(gradients(engine.model, LOSSES[cfg.model.task], cfg.model.inputs, seed, record=False))
+        with jax.set_mesh(engine.mesh):
+            for step in (5, 5, 6):
+                sums = fn(state.replace(step=jnp.int32(step)), batch)[0]
+                losses.setdefault((seed, step), []).append(float(sums.loss))
+    assert losses[0, 5][0] == losses[0, 5][1]
+    assert len({v[0] for v in losses.values()}) == 4  # other seed or other step: other loss
+
+
+@pytest.mark.parametrize("record", [False, True])
+def test_recording_does_not_change_the_update(tiny_config, record):
+    engine = Engine(run_config(tiny_config))
+    state, placed = engine.new_state()
+    with jax.set_mesh(engine.mesh):
+        batch = spmd.place_batch(engine.mesh, _batch())
+        state, metrics, stats = engine.step(placed, record)(state, batch)
+    assert set(stats) == ({"block_0", "block_1"} if record else set())
+    # log 10 at a zero head, whatever is recorded.
+    np.testing.assert_allclose(metrics.loss, np.log(10), rtol=1e-6)
+    assert int(state.step) == 1
+
+
+def test_the_state_is_donated_and_a_second_call_does_not_recompile(tiny_config):
+    engine = Engine(run_config(tiny_config))
+    state, placed = engine.new_state()
+    step = engine.step(placed, record=False)
+    with jax.set_mesh(engine.mesh):
+        for _ in range(3):
+            old = state
+            state, _, _ = step(state, spmd.place_batch(engine.mesh, _batch()))
+            assert all(x.is_deleted() for x in jax.tree.leaves(old))
+    assert step._cache_size() == 1
+
+
+def test_a_nan_anywhere_is_reported_as_not_finite(tiny_config):
+    engine = Engine(run_config(tiny_config))
+    bad = _batch()
+    bad["image"][3, 0, 0, 0] = np.nan
+    for batch, expected in ((_batch(), True), (bad, False)):
+        state, placed = engine.new_state()
+        with jax.set_mesh(engine.mesh):
+            _, metrics, _ = engine.step(placed, record=False)(state, spmd.place_batch(engine.mesh, batch))
+        assert bool(metrics.finite) is expected
