@@ -101,7 +101,7 @@ def _value(hint: Any, value: Any, path: str, table: Mapping[str, type] | None) -
     if table is not None:
         return _tagged(table, value, path)
     if origin is typing.Literal:
-        if not isinstance(value, str) or value not in args:
+        if not any(type(value) is type(a) and value == a for a in args):
             raise ConfigError(f'{path}: unknown choice "{value}"{nearest(value, args)}')
         return value
     if origin is tuple:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import fcntl
 import os
+import re
 import resource
 import socket
 import sys
@@ -71,6 +72,8 @@ class RunConfig:
         for field in ("steps", "batch", "accumulate", "keep"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}: must be at least 1, got {getattr(self, field)}")
+        if not re.fullmatch(r"[\w.-]+", self.name):
+            raise ValueError(f'name: letters, digits, "_", "-" and "." (it names a directory), got "{self.name}"')
         if self.seed < 0:
             raise ValueError(f"seed: must be at least 0, got {self.seed}")
         if self.batch % self.accumulate:

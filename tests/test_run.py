@@ -237,6 +237,7 @@ def test_an_unwritable_workdir_is_one_line(tmp_path, tiny_config):
         ({"evals.names": ("acuracy",)}, 'config.evals.names: unknown evaluator "acuracy"; did you mean "accuracy"?'),
         ({"accumulate": 5}, "config.accumulate: 5 does not divide the batch 32"),
         ({"steps": 0}, "config.steps: must be at least 1"),
+        ({"name": "a/b"}, "config.name: letters, digits"),
         ({"data.name": "digit"}, 'config.data.name: unknown name "digit"; did you mean "digits"?'),
     ],
 )  # fmt: skip

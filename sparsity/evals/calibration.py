@@ -64,8 +64,8 @@ def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins
 def calibration(subject: Subject) -> Result:
     """ECE with a bootstrap standard error over examples, and the reliability diagram."""
     clean, bins = subject.clean, subject.config.ece_bins
-    if np.isnan(clean.logits).any():
-        text = "not computed: the model returned NaN"
+    if not np.isfinite(clean.logits).all():
+        text = "not computed: the model returned NaN or infinity"
         return Result((Measure("ece", float("nan"), None, len(clean.labels), text),))
     confidence = np.minimum(np.exp(log_softmax(clean.logits).max(-1)), 1.0)
     n = len(confidence)

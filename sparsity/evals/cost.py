@@ -22,7 +22,7 @@ def cost(subject: Subject) -> Result:
         Measure("flops.model.dense", model.flops(shape, classes), None, n, f"{_COUNTED}: whole model", "FLOPs"),
         Measure("parameters", subject.parameters, None, 1, "number of parameters", ""),
     ]
-    if all(0 <= d <= 1 for d in density.values()):  # NaN fails: a NaN activation saves nothing
+    if density and all(0 <= d <= 1 for d in density.values()):  # NaN fails: a NaN activation saves nothing
         second = {name: mlp_flops(mlp, d_model, 1.0).second for name, mlp in model.mlps().items()}
         # Upper bound on the error, as for the mean nonzero fraction: layers share examples.
         errors = [found[name][1] for name in second]

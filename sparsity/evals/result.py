@@ -43,7 +43,7 @@ class Measure:
         if self.se is None:
             return f"{value:,.0f}{unit}" if value == round(value) else f"{value:,.2f}{unit}"
         error = scale * self.se
-        digits = 1 if scale == 100 else min(max(1 - math.floor(math.log10(error)), 0), 4) if error > 0 else 2
+        digits = 1 if scale == 100 else min(max(1 - math.floor(math.log10(error)), 0), 4) if 0 < error < math.inf else 2
         return f"{value:,.{digits}f} ± {error:,.{digits}f}{unit}"
 
 

@@ -54,7 +54,7 @@ class SparsityStats:
       examples: number of examples n.
       tokens: number of tokens.
       fraction_sum: sum over examples of the nonzero fraction (see `DEFINITION`); NaN if any
-        pre-activation of a counted example is NaN.
+        pre-activation or activation of a counted example is NaN.
       fraction_sumsq: sum of its square.
       fired_F: per unit, the number of tokens on which it was nonzero.
       histogram: counts of pre-activations by `HISTOGRAM_EDGES`, both tails included [66].
@@ -76,11 +76,12 @@ def sparsity_stats(z: jax.Array, h: jax.Array, weight_B: jax.Array | None = None
     """
     batch, units = z.shape[0], z.shape[-1]
     z_BxLxF = z.reshape(batch, -1, units).astype(jnp.float32)
-    nonzero_BxLxF = h.reshape(batch, -1, units) != 0  # NaN != 0: NaN is never sparse
+    h_BxLxF = h.reshape(batch, -1, units)
+    nonzero_BxLxF = h_BxLxF != 0  # NaN != 0: NaN is never sparse
     weight_B = jnp.ones(batch, jnp.float32) if weight_B is None else weight_B.astype(jnp.float32)
 
     fraction_B = jnp.mean(nonzero_BxLxF, axis=(1, 2), dtype=jnp.float32)
-    broken_B = jnp.isnan(z_BxLxF).any(axis=(1, 2))
+    broken_B = (jnp.isnan(z_BxLxF) | jnp.isnan(h_BxLxF)).any(axis=(1, 2))
     fraction_B = jnp.where(broken_B, jnp.nan, fraction_B)
     counted_B = jnp.where(weight_B > 0, fraction_B, 0.0)  # padding never counts, not even its NaN
     return SparsityStats(

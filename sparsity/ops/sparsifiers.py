@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.special import erf as scipy_erf
+from scipy.special import expit
 
 from sparsity.ops import top_k
 from sparsity.theory.gaussian import Moments, Piece, piecewise_linear
@@ -200,7 +201,7 @@ class Sigmoid(Sparsifier):
     zeros: ClassVar[bool] = False
 
     def __call__(self, z, xp=jnp):
-        return (1 + xp.tanh(z / 2)) / 2
+        return jax.nn.sigmoid(z) if xp is jnp else expit(z)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -165,3 +165,9 @@ def test_a_model_that_returns_nan_has_no_calibration_and_the_measure_prints(make
 def test_certainty_in_float32_is_a_confidence_of_one(make_subject):
     (measure,) = calibration(make_subject([[1e4, 0, 0], [0, 1e4, 0]], [0, 0])).measures
     assert measure.value == 0.5
+
+
+def test_an_infinite_logit_is_not_a_confidence_either(make_subject):
+    (ece,) = calibration(make_subject(np.array([[np.inf, 0.0, 0.0]]), np.array([0]))).measures
+    assert np.isnan(ece.value)
+    assert "infinity" in ece.definition

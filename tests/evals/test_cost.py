@@ -77,3 +77,9 @@ def test_every_measure_prints_with_its_unit(make_subject, make_stats):
     assert printed["flops.second_layer.dense"] == "32 FLOPs"
     assert printed["parameters"] == "123"
     assert all(text.endswith(" FLOPs") for name, text in printed.items() if name.startswith("flops."))
+
+
+def test_a_model_that_recorded_nothing_claims_no_saving(make_subject):
+    names = {m.name for m in cost(make_subject()).measures}
+    assert "parameters" in names
+    assert not any(name.endswith(".sparse") for name in names)

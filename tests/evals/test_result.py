@@ -106,3 +106,7 @@ def test_impossible_settings_are_refused_by_name(section, message):
     with pytest.raises(ConfigError) as caught:
         build(EvalConfig, {"names": ()} | section)
     assert str(caught.value).startswith(message)
+
+
+def test_a_finite_measure_with_an_infinite_error_prints():
+    assert measure(1.5, math.inf, "nats") == "1.50 ± inf nats"

@@ -182,3 +182,9 @@ def test_recording_costs_the_gradient_nothing():
         return (out[0] ** 2).sum()
 
     np.testing.assert_array_equal(jax.grad(loss)(z, True), jax.grad(loss)(z, False))
+
+
+def test_a_nan_that_the_activation_made_is_reported_too():
+    """gelu(-inf) is -inf * 0 = NaN: the pre-activation is not NaN, the activation is."""
+    z = jnp.array([[[-jnp.inf, 1.0]]])
+    assert np.isnan(sparsity_stats(z, Gelu()(z)).fraction_sum)

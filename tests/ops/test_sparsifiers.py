@@ -329,3 +329,7 @@ def test_an_entry_is_a_hashable_value_so_that_it_can_be_static_under_jit(name):
 def test_a_top_k_over_an_unknown_activation_is_refused_when_built():
     with pytest.raises(ConfigError, match='act: unknown choice "glu"; did you mean "gelu"'):
         build(SPARSIFIERS["top_k"], {"k": 1, "act": "glu"})
+
+
+def test_a_sigmoid_far_below_zero_is_small_and_not_zero():
+    assert (np.asarray(SPARSIFIERS["sigmoid"]()(jnp.array([-20.0, -80.0]))) > 0).all()
