@@ -52,6 +52,9 @@ def main(body: Callable[[], int]) -> None:
         except Preempted as stopped:
             print(stopped, file=sys.stderr)
             return PREEMPTED
+        except KeyboardInterrupt:
+            print("interrupted; rerun the same command to resume", file=sys.stderr)
+            return PREEMPTED
 
     sys.modules["__main__"].__doc__ = f"{sys.modules['__main__'].__doc__}\n{EXIT_CODES}\n"
     app.run(guarded, flags_parser=_with_help(parse))

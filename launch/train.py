@@ -23,7 +23,7 @@ def train() -> int:
         already = " already" if outcome.resumed else ""
         print(f"{config.name}: diverged{already} at step {outcome.step}; the last good checkpoint is kept")
         return cli.DIVERGED
-    if outcome.resumed:
+    if outcome.resumed and files.report.exists():
         print(f"{config.name}: finished already ({outcome.step} steps); nothing to do. Report: {files.report}")
         return cli.DONE
     report.write_run_report(files)

@@ -74,6 +74,15 @@ def test_train_again_says_finished_and_writes_nothing(trained):
     assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == before
 
 
+def test_a_report_lost_to_a_kill_is_written_by_the_next_call(trained):
+    workdir, _ = trained
+    page = (workdir / "report" / "index.html").read_bytes()
+    (workdir / "report" / "index.html").unlink()
+    code, _, _ = launch("train", *TINY, f"--workdir={workdir}")
+    assert code == cli.DONE
+    assert (workdir / "report" / "index.html").read_bytes() == page
+
+
 def test_evaluate_prints_the_recorded_numbers_bit_for_bit(trained, tmp_path):
     workdir, _ = trained
     code, out, err = launch("evaluate", f"--workdir={workdir}", f"--out={tmp_path / 'e.json'}")
