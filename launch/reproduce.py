@@ -1,7 +1,9 @@
 """Runs a study: every run that its config's sweep declares, then its table, figures and report.
 
-python -m launch.reproduce --study=quickstart --workdir=W
+python -m launch.reproduce --study=quickstart --workdir=W [--only=KEY=VALUE,...] [--shard=i/n] [--dry_run]
 """
+
+from pathlib import Path
 
 from absl import flags
 
@@ -14,15 +16,23 @@ _SCALE = flags.DEFINE_enum(
     "scale", "embedded", ["embedded", "paper"], "real data from installed packages, or the paper's"
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory for runs/ and the study's results", required=True)
+_ONLY = flags.DEFINE_list("only", [], "run only the runs whose config has these KEY=VALUE; writes no study results")
+_SHARD = flags.DEFINE_string("shard", "0/1", "i/n: run the i-th of n parts, i from 0; writes no study results")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the runs with parameters, FLOPs and memory; run nothing")
 
 
 def reproduce() -> int:
     """Runs what is not finished and writes the study's results."""
     study = runner.study(_STUDY.value, STUDIES)
     sweep = cli.load_study_config(_STUDY.value).sweep
-    results = runner.run_study(study, sweep, _SCALE.value, _WORKDIR.value, Progress())
+    part = runner.Part.parse(_ONLY.value, _SHARD.value)
+    if _DRY_RUN.value:
+        print(runner.plan(part.of(runner.expand(sweep, _SCALE.value)), Path(_WORKDIR.value)))
+        return cli.DONE
+    results = runner.run_study(study, sweep, _SCALE.value, _WORKDIR.value, Progress(), part)
     print(results.text)
-    print(f"report: {results.report}")
+    if results.report:
+        print(f"report: {results.report}")
     return cli.DONE
 
 

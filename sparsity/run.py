@@ -205,10 +205,14 @@ class Engine:
         """The state of step 0, and its shardings."""
         return init_state(self.model, self.tx, self.mesh, self.config.seed, self.inputs)
 
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state; nothing is computed."""
+        placed = spmd.shardings(self.mesh, state_specs(self.model, self.tx, self.inputs))
+        return abstract_state(self.model, self.tx, placed, self.inputs)
+
     def restore(self, checkpoints: Checkpoints, step: int | None = None) -> TrainState:
         """The state of a checkpoint (the latest by default) on this mesh."""
-        placed = spmd.shardings(self.mesh, state_specs(self.model, self.tx, self.inputs))
-        return checkpoints.restore(abstract_state(self.model, self.tx, placed, self.inputs), step)
+        return checkpoints.restore(self.abstract_state(), step)
 
     def step(self, placed: TrainState, record: bool):
         """The compiled training step, with or without recording."""

@@ -1,4 +1,4 @@
-"""Figures, drawn from records alone, as SVG text. Each takes runs by name: one run or several."""
+"""Figures, drawn from records alone. Each takes runs by name: one run or several."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class RunView:
 Runs = Mapping[str, RunView]
 
 
-def training_curves(runs: Runs) -> Svg:
+def training_curves(runs: Runs) -> Drawing:
     """Loss (log y) and accuracy against step: training smoothed over 25 steps, validation dotted."""
     figure, axes = _figure(1, 2)
     for i, (name, view) in enumerate(runs.items()):
@@ -76,10 +76,10 @@ def training_curves(runs: Runs) -> Svg:
     axes[0].set(yscale="log", xlabel="step", ylabel="loss (nats)")
     axes[1].set(xlabel="step", ylabel="accuracy", ylim=(None, 1.01))
     axes[1].legend()
-    return _svg(figure)
+    return _done(figure)
 
 
-def nonzero_by_step(runs: Runs) -> Svg:
+def nonzero_by_step(runs: Runs) -> Drawing:
     """Nonzero % of each MLP layer on training batches against step, log y, ±1 SE (Li et al., Fig. 1)."""
     figure, axes = _figure(1, len(runs), sharey=True)
     for axis, (name, view) in zip(axes, runs.items(), strict=True):
@@ -95,10 +95,10 @@ def nonzero_by_step(runs: Runs) -> Svg:
         axis.set_yticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
     axes[0].set_ylabel("nonzero activations (%)")
     axes[0].legend()
-    return _svg(figure)
+    return _done(figure)
 
 
-def firing_rates(runs: Runs) -> Svg:
+def firing_rates(runs: Runs) -> Drawing:
     """Share of tokens on which each unit is nonzero, units sorted, per layer (Li et al., Fig. 3)."""
     figure, axes = _figure(1, len(runs), sharey=True)
     for axis, (name, view) in zip(axes, runs.items(), strict=True):
@@ -110,10 +110,10 @@ def firing_rates(runs: Runs) -> Svg:
         axis.set_yticks([0, 0.1, 1, 10, 100], ["0", "0.1", "1", "10", "100"])
     axes[0].set_ylabel("tokens on which it fires (%)")
     axes[0].legend()
-    return _svg(figure)
+    return _done(figure)
 
 
-def pre_activations(runs: Runs) -> Svg:
+def pre_activations(runs: Runs) -> Drawing:
     """Histograms of pre-activations, first and last record of training, per layer and run."""
     layers = list(next(iter(runs.values())).records("sparsity")[0]["layers"])
     figure, axes = _figure(len(runs), len(layers), height=1.8, sharex=True)
@@ -132,10 +132,10 @@ def pre_activations(runs: Runs) -> Svg:
     np.atleast_2d(axes)[0, 0].legend()
     for axis in np.atleast_2d(axes)[-1]:
         axis.set_xlabel("pre-activation z")
-    return _svg(figure)
+    return _done(figure)
 
 
-def reliability_diagram(runs: Runs) -> Svg:
+def reliability_diagram(runs: Runs) -> Drawing:
     """Accuracy against mean confidence per bin; area of a dot: examples in the bin (Guo et al. 2017)."""
     figure, axes = _figure(1, len(runs), height=3.2, sharey=True)
     for axis, (name, view) in zip(axes, runs.items(), strict=True):
@@ -147,7 +147,7 @@ def reliability_diagram(runs: Runs) -> Svg:
         ece = view.measures().get("ece")
         axis.set(title=f"{name}\nECE {ece}" if ece else name, xlabel="confidence", xlim=(0, 1.03), ylim=(0, 1.03))
     axes[0].set_ylabel("accuracy")
-    return _svg(figure)
+    return _done(figure)
 
 
 # Figure, its caption; in the order of a report.
@@ -168,21 +168,34 @@ def _figure(rows: int, columns: int, height: float = 2.9, **kwargs: Any) -> tupl
     return figure, axes[0] if rows == 1 else axes
 
 
-class Svg(str):
-    """An <svg> element; a notebook shows it as the picture."""
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """A finished figure; a notebook shows it as the picture."""
+
+    figure: Figure
+
+    def svg(self) -> str:
+        """An <svg> element, without the XML header and date: the same data give the same text."""
+        buffer = io.StringIO()
+        with plt.rc_context(_STYLE):
+            self.figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        text = buffer.getvalue()
+        return text[text.index("<svg") :]
+
+    def png(self) -> bytes:
+        """A PNG of 150 dots per inch."""
+        buffer = io.BytesIO()
+        with plt.rc_context(_STYLE):
+            self.figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+        return buffer.getvalue()
 
     def _repr_html_(self) -> str:
-        return str(self)
+        return self.svg()
 
 
-def _svg(figure: Figure) -> Svg:
-    """The figure as an <svg> element, without the XML header and date."""
-    buffer = io.StringIO()
-    with plt.rc_context(_STYLE):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    plt.close(figure)
-    text = buffer.getvalue()
-    return Svg(text[text.index("<svg") :])
+def _done(figure: Figure) -> Drawing:
+    plt.close(figure)  # pyplot would keep it for ever
+    return Drawing(figure)
 
 
 def _layer_colors(n: int) -> list[Any]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import html
+import io
 import json
 from collections.abc import Mapping, Sequence
 
 from sparsity.run import Outcome, Workdir
 from sparsity.studies import draw
 from sparsity.studies.draw import RunView
+from sparsity.studies.judge import Judgement
 from sparsity.writer import write_text
 
 _CSS = """
@@ -18,6 +21,7 @@ h1 { line-height: 1.2; } h2 { margin-top: 2.2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .8rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
+.claims td { white-space: normal; text-align: left; }
 .wide { overflow-x: auto; } .definitions dt { font-weight: 600; } .definitions, figcaption { font-size: .9rem; }
 figure { margin: 1rem 0; } figure svg { width: 100%; height: auto; background: #fff; border-radius: .4rem; }
 pre { overflow-x: auto; font-size: .85rem; padding: .8rem; border: 1px solid var(--line); border-radius: .4rem; }
@@ -30,12 +34,17 @@ def text_table(outcomes: Mapping[str, Outcome]) -> str:
     by_run = {name: {m.name: str(m) for m in o.measures} for name, o in outcomes.items()}
     rows = [["measure", *names], ["status", *(_status(outcomes[n]) for n in names)]]
     rows += [[key, *(by_run[n].get(key, "-") for n in names)] for key in _keys(outcomes)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(names) + 1)]
-    lines = [
-        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-        for row in rows
-    ]
-    return "\n".join(line.rstrip() for line in lines)
+    return aligned(rows)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as text columns, the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *rest in rows:
+        cells = [first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(rest, widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
 
 
 def write_run_report(files: Workdir) -> None:
@@ -48,17 +57,25 @@ def write_run_report(files: Workdir) -> None:
     write_text(files.report, study_page(name, introduction, [], {name: view}))
 
 
-def study_page(title: str, introduction: str, findings: Sequence[str], runs: Mapping[str, RunView]) -> str:
-    """One self-contained HTML page: findings, table, figures, definitions, configs."""
+def study_page(
+    title: str,
+    introduction: str,
+    findings: Sequence[str],
+    runs: Mapping[str, RunView],
+    judgements: Sequence[Judgement] = (),
+) -> str:
+    """One self-contained HTML page: findings, verdicts, table, figures, definitions, configs."""
     outcomes = {name: view.outcome for name, view in runs.items()}
     drawn = {name: view for name, view in runs.items() if view.outcome.status == "finished"}
     parts = [f"<h1>{html.escape(title)}</h1>", f"<p>{html.escape(introduction)}</p>"]
     if findings:
         parts += ["<h2>Findings</h2><ul>", *(f"<li>{html.escape(f)}</li>" for f in findings), "</ul>"]
+    if judgements:
+        parts += ["<h2>Claims</h2>", _claims(judgements)]
     parts += ["<h2>Results</h2>", "<p>Value ± standard error; what each is stands under Definitions.</p>"]
     parts.append(_html_table(outcomes))
     for heading, (figure, caption) in draw.FIGURES.items() if drawn else ():
-        svg = figure(drawn)
+        svg = figure(drawn).svg()
         parts += [f"<h2>{heading}</h2><figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"]
     parts += ["<h2>Definitions</h2>", _definitions(outcomes), "<h2>Configs</h2>"]
     for name, view in runs.items():
@@ -82,6 +99,37 @@ def _html_table(outcomes: Mapping[str, Outcome]) -> str:
         tds = "".join("<td>-</td>" if m is None else f'<td title="n = {m.n}">{html.escape(str(m))}</td>' for m in found)
         rows.append(f"<tr><td>{html.escape(key)}</td>{tds}</tr>")
     return f'<div class="wide"><table><tr><th>measure</th>{header}</tr>{"".join(rows)}</table></div>'
+
+
+def _claims(judgements: Sequence[Judgement]) -> str:
+    """The claims' verdicts, with the effect, its interval and n."""
+    rows = []
+    for j in judgements:
+        interval = j.measured.interval()
+        found = j.measured.failed or (f"{j.measured.value:.4g}" if j.measured.value is not None else "-")
+        within = f" [{interval[0]:.4g}, {interval[1]:.4g}]" if interval else ""
+        asked = f"{j.claim.side} {j.claim.threshold:g}"
+        cells = (j.claim.id, j.claim.where, j.claim.statement, j.claim.effect, asked, found + within, str(j.measured.n))
+        rows.append("".join(f"<td>{html.escape(c)}</td>" for c in cells) + f"<td><b>{j.verdict}</b></td>")
+    header = "".join(
+        f"<th>{h}</th>" for h in ("claim", "where", "statement", "effect", "claimed", "found [95%]", "n", "verdict")
+    )
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return f'<div class="wide"><table class="claims"><tr>{header}</tr>{body}</table></div>'
+
+
+def results_csv(outcomes: Mapping[str, Outcome]) -> str:
+    """One line a measure: run, status, step, measure, value, se, n, unit, definition."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(("run", "status", "step", "measure", "value", "se", "n", "unit", "definition"))
+    for name, outcome in outcomes.items():
+        ended = (name, outcome.status, outcome.step)
+        if not outcome.measures:
+            writer.writerow((*ended, "", "", "", "", "", ""))
+        for m in outcome.measures:
+            writer.writerow((*ended, m.name, m.value, "" if m.se is None else m.se, m.n, m.unit, m.definition))
+    return buffer.getvalue()
 
 
 def _definitions(outcomes: Mapping[str, Outcome]) -> str:

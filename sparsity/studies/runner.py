@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from sparsity import config as config_lib
 from sparsity.config import ConfigError
-from sparsity.run import Outcome, RunConfig, Workdir, run, run_config
+from sparsity.run import Engine, Outcome, RunConfig, Workdir, run, run_config
 from sparsity.studies import report
-from sparsity.studies.draw import RunView
-from sparsity.writer import Progress, write_text
+from sparsity.studies.draw import Drawing, RunView
+from sparsity.studies.judge import Claim, Judgement, judge
+from sparsity.writer import Progress, write_bytes, write_json, write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,21 +36,69 @@ class Study:
     Attributes:
       name: its config is configs/<name>.py; its results go to W/<name>/.
       title, introduction: of the report, for someone who did not run it.
+      figure: the study's one figure, from the finished runs by name.
       findings: the sentences that answer the question, computed from the records.
+      claims: what the paper claims, judged from the records.
     """
 
     name: str
     title: str
     introduction: str
+    figure: Callable[[Mapping[str, RunView]], Drawing]
     findings: Callable[[Sequence[Record]], list[str]]
+    claims: tuple[Claim, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Which runs of a sweep to do.
+
+    Attributes:
+      only: dotted config keys and the values asked for, as text; a run must match all.
+      shard: (i, n): every n-th run from the i-th on, 0 <= i < n.
+    """
+
+    only: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    shard: tuple[int, int] = (0, 1)
+
+    @classmethod
+    def parse(cls, only: Sequence[str], shard: str) -> Part:
+        """From flags: `["model.d_model=64"]` and "i/n". Raises ConfigError."""
+        pairs = [pair.partition("=") for pair in only]
+        for key, equals, _ in pairs:
+            if not equals:
+                raise ConfigError(f"--only: {key!r} is not key=value")
+        found = re.fullmatch(r"(\d+)/(\d+)", shard)
+        if not found or not int(found[1]) < int(found[2]):
+            raise ConfigError(f"--shard: expected i/n with i from 0 to n - 1, got {shard!r}")
+        return cls({key: value for key, _, value in pairs}, (int(found[1]), int(found[2])))
+
+    def of(self, configs: Sequence[RunConfig]) -> list[RunConfig]:
+        """The runs chosen. Raises ConfigError for a key that no run has, or a choice of none."""
+        flat = [config_lib.flatten(config_lib.to_dict(c)) for c in configs]
+        known = {key for f in flat for key in f}
+        for key in self.only:
+            if key not in known:
+                raise ConfigError(f'--only: no run has the key "{key}"{config_lib.nearest(key, known)}')
+        chosen = [
+            c for c, f in zip(configs, flat, strict=True) if all(str(f.get(k)) == v for k, v in self.only.items())
+        ]
+        if not chosen:
+            raise ConfigError(f"--only: no run has {', '.join(f'{k}={v}' for k, v in self.only.items())}")
+        return chosen[self.shard[0] :: self.shard[1]]
+
+    @property
+    def whole(self) -> bool:
+        """All runs: only then are a study's results written."""
+        return not self.only and self.shard == (0, 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """What a study leaves: the printed text and the page."""
+    """What a study leaves: the printed text and, if it is whole, the page."""
 
     text: str
-    report: Path
+    report: Path | None
 
 
 def study(name: str, table: Mapping[str, Study]) -> Study:
@@ -76,29 +129,75 @@ def run_directory(workdir: Path, config: RunConfig) -> Path:
     return workdir / "runs" / f"{config.name}-{config_lib.config_hash(config)}"
 
 
-def run_study(
-    study: Study, sweep: Callable[[str], Sequence[Any]], scale: str, workdir: str | Path, progress: Progress
-) -> Results:
-    """Runs every run of the sweep that is not finished, then writes W/<study>/report/index.html.
+def plan(configs: Sequence[RunConfig], workdir: Path) -> str:
+    """One line a run: parameters, training FLOPs, bytes of its state, and whether it is done. Runs nothing.
 
-    A diverged run is a result like any other. When nothing was left to run and the report
-    stands, nothing is written.
+    FLOPs: three times the forward matrix products (Kaplan et al. 2020), times tokens and steps.
+    """
+    rows = [("run", "parameters", "training FLOPs", "state", "status")]
+    for config in configs:
+        state = Engine(config).abstract_state()
+        size = lambda tree: sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+        parameters = sum(math.prod(p.shape) for p in jax.tree.leaves(state.params))
+        shape, classes = config.data.image_shape, config.data.classes
+        flops = 3 * config.model.flops(shape, classes) * config.model.tokens(shape) * config.batch * config.steps
+        ended = Workdir(run_directory(workdir, config)).read_outcome()
+        status = "to do" if ended is None else ended.status
+        rows.append((config.name, f"{parameters:,}", f"{flops:.3g}", f"{size(state) / 2**20:,.1f} MiB", status))
+    return report.aligned(rows)
+
+
+def run_study(
+    study: Study,
+    sweep: Callable[[str], Sequence[Any]],
+    scale: str,
+    workdir: str | Path,
+    progress: Progress,
+    part: Part = Part(),
+) -> Results:
+    """Runs every run of the sweep that is not finished, then writes the study's results.
+
+    They are W/<study>/results.csv, figure.png, figure.svg, claims.json and report/index.html. A
+    diverged run is a result like any other. A part of a study writes no results of the study;
+    nor is anything written when nothing was left to run and the page stands.
     """
     workdir = Path(workdir)
+    configs = part.of(expand(sweep, scale))
     records = []
-    for config in expand(sweep, scale):
+    for i, config in enumerate(configs):
         files = Workdir(run_directory(workdir, config))
+        if len(configs) > 1 and files.read_outcome() is None:
+            progress.say(f"run {i + 1} of {len(configs)}: {config.name}")
         outcome = run(config, files.path, progress)
         if outcome.status == "finished" and not files.report.exists():
             report.write_run_report(files)
         records.append(Record(config, files, outcome))
-    page = workdir / study.name / "report" / "index.html"
     text = report.text_table({r.config.name: r.outcome for r in records})
+    if not part.whole:
+        return Results(f"{text}\n\na part of the study: run it whole for its results", None)
+    page = workdir / study.name / "report" / "index.html"
     findings = study.findings(records)
-    text = "\n".join([text, "", *findings])
+    judgements = [judge(claim, records) for claim in study.claims]
+    text = "\n".join([text, "", *findings, *(f"{j.claim.id}: {j.verdict} ({j.claim.statement})" for j in judgements)])
     if all(r.outcome.resumed for r in records) and page.exists():
         return Results(f"{text}\n\n{study.name}: finished already; nothing to do.", page)
-    page.parent.mkdir(parents=True, exist_ok=True)
-    runs = {r.config.name: RunView.of(r.files, r.outcome) for r in records}
-    write_text(page, report.study_page(study.title, study.introduction, findings, runs))
+    _write(study, page, records, findings, judgements)
     return Results(text, page)
+
+
+def _write(
+    study: Study, page: Path, records: Sequence[Record], findings: Sequence[str], judgements: Sequence[Judgement]
+) -> None:
+    """Writes the study's files; the page last, since it says that all is there."""
+    page.parent.mkdir(parents=True, exist_ok=True)
+    folder = page.parents[1]
+    outcomes = {r.config.name: r.outcome for r in records}
+    write_text(folder / "results.csv", report.results_csv(outcomes))
+    write_json(folder / "claims.json", [j.record() for j in judgements])
+    runs = {r.config.name: RunView.of(r.files, r.outcome) for r in records}
+    finished = {name: view for name, view in runs.items() if view.outcome.status == "finished"}
+    if finished:
+        drawing = study.figure(finished)
+        write_bytes(folder / "figure.png", drawing.png())
+        write_text(folder / "figure.svg", drawing.svg())
+    write_text(page, report.study_page(study.title, study.introduction, findings, runs, judgements))

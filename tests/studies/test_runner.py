@@ -1,11 +1,14 @@
+import csv
 import io
 
+import jax
 import pytest
 
 from sparsity import recipes
 from sparsity.config import ConfigError
+from sparsity.run import Engine
 from sparsity.studies import STUDIES
-from sparsity.studies.runner import expand, run_study
+from sparsity.studies.runner import Part, expand, plan, run_study
 from sparsity.writer import Progress
 
 
@@ -55,3 +58,50 @@ def test_every_config_is_checked_before_the_first_run(tiny_config):
     bad.name, bad.model.heads = "bad", 3
     with pytest.raises(ConfigError, match="heads"):
         expand(lambda scale: [tiny_config, bad], "embedded")
+
+
+def test_a_part_runs_its_runs_and_writes_no_results(tmp_path, sweep):
+    quiet = Progress(io.StringIO())
+    study = STUDIES["quickstart"]
+    part = run_study(study, sweep, "embedded", tmp_path, quiet, Part.parse([], "1/2"))
+    assert [p.name.rsplit("-", 1)[0] for p in (tmp_path / "runs").iterdir()] == ["tiny_top_4"]
+    assert part.report is None
+    assert not (tmp_path / "quickstart").exists()
+    run_study(study, sweep, "embedded", tmp_path, quiet, Part.parse(["model.mlp.sparsifier.name=relu"], "0/1"))
+    assert not (tmp_path / "quickstart").exists()
+    whole = run_study(study, sweep, "embedded", tmp_path, quiet)  # nothing left to run, all to write
+    names = {str(p.relative_to(tmp_path / "quickstart")) for p in (tmp_path / "quickstart").rglob("*") if p.is_file()}
+    assert names == {"results.csv", "figure.png", "figure.svg", "claims.json", "report/index.html"}
+    assert whole.report.exists()
+    with open(tmp_path / "quickstart" / "results.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert {r["run"] for r in rows} == {"tiny", "tiny_top_4"}
+    (row,) = [r for r in rows if r["run"] == "tiny_top_4" and r["measure"] == "nonzero.mean"]
+    assert 0 < float(row["value"]) <= 4 / 32  # k of d_ff
+
+
+def test_a_part_that_matches_nothing_is_refused(tmp_path, sweep):
+    configs = expand(sweep, "embedded")
+    for only, shard, message in (
+        (["model.d_modl=16"], "0/1", 'no run has the key "model.d_modl"; did you mean "model.d_model"?'),
+        (["model.d_model=17"], "0/1", "no run has model.d_model=17"),
+        (["model.d_model"], "0/1", "'model.d_model' is not key=value"),
+        ([], "2/2", "expected i/n with i from 0 to n - 1, got '2/2'"),
+        ([], "half", "expected i/n"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            Part.parse(only, shard).of(configs)
+        assert message in str(error.value)
+
+
+def test_the_plan_counts_and_runs_nothing(tmp_path, sweep):
+    configs = expand(sweep, "embedded")
+    lines = plan(configs, tmp_path).splitlines()
+    assert len(lines) == 3
+    state, _ = Engine(configs[0]).new_state()
+    parameters = sum(p.size for p in jax.tree.leaves(state.params))
+    forward = configs[0].model.flops((8, 8, 1), 10) * 4  # per token, 4 tokens
+    assert f"{parameters:,}" in lines[1]
+    assert f"{3 * forward * 32 * 6:.3g}" in lines[1]
+    assert lines[1].endswith("to do")
+    assert not any(tmp_path.iterdir())
