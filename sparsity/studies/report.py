@@ -54,10 +54,10 @@ def write_run_report(files: Workdir) -> None:
     name = view.config["name"]
     introduction = "One training run: its final evaluation, its course, and its config."
     files.report.parent.mkdir(parents=True, exist_ok=True)
-    write_text(files.report, study_page(name, introduction, [], {name: view}))
+    write_text(files.report, results_page(name, introduction, [], {name: view}))
 
 
-def study_page(
+def results_page(
     title: str,
     introduction: str,
     findings: Sequence[str],

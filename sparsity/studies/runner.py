@@ -200,4 +200,4 @@ def _write(
         drawing = study.figure(finished)
         write_bytes(folder / "figure.png", drawing.png())
         write_text(folder / "figure.svg", drawing.svg())
-    write_text(page, report.study_page(study.title, study.introduction, findings, runs, judgements))
+    write_text(page, report.results_page(study.title, study.introduction, findings, runs, judgements))
