@@ -36,6 +36,7 @@ from sparsity.ops import top_k_threshold as threshold
 
 Method = Literal["exact", "statistical", "approx", "group"]
 METHODS: tuple[str, ...] = get_args(Method)
+CPU_BLOCK_BYTES = 4 << 20  # of float32, about what a core keeps near while another does the same
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +131,13 @@ def _keep_forward(choice, h, k):
         mask = ((mask & (h > 0)) if choice.relu else mask) | jnp.isnan(h)
         return jnp.where(mask, h, jnp.zeros_like(h)), pack(mask)
 
-    return _local(choice, h.shape, keep, outputs=2)(h, k)
+    def by_platform(h, k, *axis):
+        blocks = _blocks(h) if not axis and choice.k != 0 else 1
+        if blocks == 1:
+            return keep(h, k, *axis)
+        return jax.lax.platform_dependent(h, k, cpu=functools.partial(_blockwise, keep, blocks), default=keep)
+
+    return _local(choice, h.shape, by_platform, outputs=2)(h, k)
 
 
 def _keep_backward(choice, bits, g):
@@ -147,6 +154,18 @@ _compiled_keep = jax.jit(_keep, static_argnums=0)
 @functools.partial(jax.jit, static_argnums=0)
 def _compiled_mask(choice: _Choice, x: jax.Array, k: jax.Array) -> jax.Array:
     return _local(choice, x.shape, functools.partial(_mask, choice))(x, k)
+
+
+def _blocks(h: jax.Array) -> int:
+    """Into how many blocks of rows `h` is cut so that one stays in a CPU's cache for all its passes."""
+    rows, blocks = math.prod(h.shape[:-1]), -(-h.nbytes // CPU_BLOCK_BYTES)
+    return next((n for n in range(blocks, 2 * blocks) if n <= rows and rows % n == 0), 1)
+
+
+def _blockwise(keep, blocks: int, h: jax.Array, k: jax.Array):
+    """`keep(h, k)`, one block of rows after the other."""
+    out = jax.lax.map(lambda block: keep(block, k), h.reshape(blocks, -1, h.shape[-1]))
+    return jax.tree.map(lambda a: a.reshape(*h.shape[:-1], a.shape[-1]), out)
 
 
 def pack(mask: jax.Array) -> jax.Array:
