@@ -36,7 +36,8 @@ from sparsity.ops import top_k_threshold as threshold
 
 Method = Literal["exact", "statistical", "approx", "group"]
 METHODS: tuple[str, ...] = get_args(Method)
-CPU_BLOCK_BYTES = 4 << 20  # of float32, about what a core keeps near while another does the same
+CPU_BLOCK_BYTES = 4 << 20  # rows that are passed over while they stay in a CPU's cache
+CPU_WHOLE_BYTES = 16 << 20  # up to here blocks gain nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +130,8 @@ def _keep_forward(choice, h, k):
     def keep(h, k, *axis):
         mask = _mask(choice, h, k, *axis)
         mask = ((mask & (h > 0)) if choice.relu else mask) | jnp.isnan(h)
-        return jnp.where(mask, h, jnp.zeros_like(h)), pack(mask)
+        mask = jax.lax.optimization_barrier(mask)  # else it is computed twice, the second time badly
+        return jnp.where(mask, h, jnp.zeros_like(h)), jnp.packbits(mask, axis=-1)
 
     def by_platform(h, k, *axis):
         blocks = _blocks(h) if not axis and choice.k != 0 else 1
@@ -142,7 +144,7 @@ def _keep_forward(choice, h, k):
 
 def _keep_backward(choice, bits, g):
     def pass_kept(g, bits, *_):
-        return jnp.where(unpack(bits, g.shape[-1]), g, jnp.zeros_like(g))
+        return jnp.where(jnp.unpackbits(bits, axis=-1, count=g.shape[-1]) != 0, g, jnp.zeros_like(g))
 
     return _local(choice, g.shape, pass_kept)(g, bits), None
 
@@ -158,6 +160,8 @@ def _compiled_mask(choice: _Choice, x: jax.Array, k: jax.Array) -> jax.Array:
 
 def _blocks(h: jax.Array) -> int:
     """Into how many blocks of rows `h` is cut so that one stays in a CPU's cache for all its passes."""
+    if h.nbytes <= CPU_WHOLE_BYTES:
+        return 1
     rows, blocks = math.prod(h.shape[:-1]), -(-h.nbytes // CPU_BLOCK_BYTES)
     return next((n for n in range(blocks, 2 * blocks) if n <= rows and rows % n == 0), 1)
 
@@ -166,21 +170,6 @@ def _blockwise(keep, blocks: int, h: jax.Array, k: jax.Array):
     """`keep(h, k)`, one block of rows after the other."""
     out = jax.lax.map(lambda block: keep(block, k), h.reshape(blocks, -1, h.shape[-1]))
     return jax.tree.map(lambda a: a.reshape(*h.shape[:-1], a.shape[-1]), out)
-
-
-def pack(mask: jax.Array) -> jax.Array:
-    """Booleans [..., F] as bytes [..., ceil(F/8)]: bit i of byte j is entry i ceil(F/8) + j.
-
-    Eight slices side by side, not eight neighbours, so that packing is elementwise.
-    """
-    size = -(-mask.shape[-1] // 8)
-    mask = jnp.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(0, 8 * size - mask.shape[-1])]).astype(jnp.uint8)
-    return functools.reduce(jnp.bitwise_or, [mask[..., i * size : (i + 1) * size] << i for i in range(8)])
-
-
-def unpack(bits: jax.Array, units: int) -> jax.Array:
-    """The booleans [..., units] of `pack`."""
-    return jnp.concatenate([(bits >> i) & 1 for i in range(8)], axis=-1)[..., :units].astype(bool)
 
 
 def _mask(choice: _Choice, x: jax.Array, k: jax.Array, axis: str | None = None) -> jax.Array:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import ndtri
+from jax.scipy.special import ndtr, ndtri
 
 LANES = 128  # width of the partial counts: a multiple of every vector unit, one TPU register
 WHOLE_PASSES = 14  # probes of the whole array before the rest is gathered, however much it is
@@ -94,7 +94,7 @@ class Rows(NamedTuple):
 
     Attributes:
       x: floats [R, F], or this shard's columns of them.
-      mean, std: of each row, over all shards [R, 1].
+      mean, std: of each row, over all shards [R, 1]; 0 and 1 where they are not finite.
       width: F over all shards.
     """
 
@@ -113,13 +113,14 @@ def describe(x: jax.Array, axis: str | None = None) -> Rows:
     if axis is not None:
         sums, shards = jax.lax.psum(sums, axis), jax.lax.axis_size(axis)
     mean, square = sums[..., None] / (columns * shards)
-    return Rows(x, mean, jnp.sqrt(jnp.maximum(square - mean * mean, 0)), columns * shards)
+    std = jnp.sqrt(jnp.maximum(square - mean * mean, 0))
+    usable = jnp.isfinite(mean) & jnp.isfinite(std)  # not so with NaN or infinities, or if a square overflows
+    return Rows(x, jnp.where(usable, mean, 0), jnp.where(usable, std, 1), columns * shards)
 
 
-def _quantile(rows: Rows, upper: jax.Array) -> jax.Array:
-    """The number that a share `upper` of a Gaussian with the row's moments exceeds, as ordered bits."""
-    z = -ndtri(jnp.clip(upper, 1e-7, 1 - 1e-7).astype(rows.mean.dtype))
-    return ordered_bits((rows.mean + rows.std * z).astype(rows.x.dtype))
+def _floats(bits: jax.Array, dtype) -> jax.Array:
+    """The inverse of `ordered_bits`."""
+    return jax.lax.bitcast_convert_type(jnp.where(bits < 0, bits ^ jnp.iinfo(bits.dtype).max, bits), dtype)
 
 
 def start(rows: Rows, relu: bool) -> Bracket:
@@ -148,17 +149,18 @@ def probe(rows: Rows, k: jax.Array, b: Bracket, t: jax.Array, axis: str | None) 
     )
 
 
-def guess(rows: Rows, k: jax.Array, b: Bracket | None = None) -> jax.Array:
-    """The Gaussian quantile of k; with the bracket of one probe, corrected by the count found there.
+def guess(rows: Rows, k: jax.Array, b: Bracket) -> jax.Array:
+    """The Gaussian quantile of k, corrected by the count at the end of the bracket that was probed.
 
-    The correction asks for the quantile of k * k / n: if n entries reached the quantile of k,
-    the tail is n / k times as heavy as a Gaussian's.
+    If n entries reach t and a Gaussian with the row's mean and std has a share p beyond t, its
+    tail is taken to be n / (F p) times too light, and the quantile of p k / n is asked for.
     """
-    share = k / jnp.asarray(rows.width, jnp.float32)
-    if b is not None:
-        n = jnp.where(b.n_hi > 0, b.n_hi, b.n_lo)
-        share = share * jnp.where((b.n_hi > 0) | (b.n_lo < rows.width), k / jnp.maximum(n, 1), 1.0)
-    return _quantile(rows, jnp.broadcast_to(share, rows.mean.shape))
+    width, dtype = jnp.asarray(rows.width, rows.mean.dtype), rows.x.dtype
+    n = jnp.where(b.n_hi > 0, b.n_hi, b.n_lo)
+    t = _floats(jnp.where(b.n_hi > 0, b.hi, b.lo), dtype).astype(width.dtype)
+    seen = jnp.where((b.n_hi > 0) | (b.n_lo < rows.width), ndtr((rows.mean - t) / rows.std) * width / n, 1)
+    share = jnp.clip(seen * k / width, 1e-7, 1 - 1e-7)
+    return ordered_bits((rows.mean - rows.std * ndtri(share)).astype(dtype))
 
 
 def interpolate(rows: Rows, k: jax.Array, b: Bracket) -> jax.Array:
@@ -194,8 +196,9 @@ def exact_cut(x: jax.Array, k: jax.Array | int, *, relu: bool = False, axis: str
     """
     rows, k = describe(x, axis), jnp.asarray(k, jnp.int32)
     size = max(1, -(-x.shape[0] // GATHERED))
-    b = probe(rows, k, start(rows, relu), guess(rows, k), axis)
-    b = probe(rows, k, b, guess(rows, k, b), axis)
+    b = start(rows, relu)
+    for _ in range(2):
+        b = probe(rows, k, b, guess(rows, k, b), axis)
 
     def many(state):
         i, b = state
@@ -268,10 +271,12 @@ def statistical_cut(
     count); each step counts what the last threshold keeps and corrects it.
     """
     rows, k = describe(x, axis), jnp.asarray(k, jnp.int32)
-    b, t = start(rows, relu), guess(rows, k)
-    for i in range(steps):
+    b = start(rows, relu)
+    t = guess(rows, k, b)
+    for _ in range(steps):
         b = probe(rows, k, b, t, axis)
-        t = guess(rows, k, b) if i == 0 else interpolate(rows, k, b)
+        enclosed = (b.n_hi > 0) & (b.n_lo < rows.width)
+        t = jnp.where(enclosed, interpolate(rows, k, b), guess(rows, k, b))
         t = jnp.clip(t, b.lo + (b.lo < b.hi), b.hi)
     t = jnp.where(b.n_lo == k, b.lo, t)
     t = jnp.maximum(t, 1) if relu else t
