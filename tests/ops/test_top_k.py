@@ -326,7 +326,6 @@ def test_collectives_of_a_sharded_exact_are_counts_of_rows():
     # was gathered; one count per model shard and gathered row for ties.
     moments, probes = [("all-reduce", 2 * 4 * rows)], [("all-reduce", 4 * rows)] * 3
     gathered = [("all-reduce", 4 * rows // 8), ("all-gather", 2 * 4 * rows // 8)]
-    print(found)
     assert found == sorted(moments + probes + gathered)
 
 
