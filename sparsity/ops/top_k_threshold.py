@@ -204,7 +204,9 @@ def exact_cut(x: jax.Array, k: jax.Array | int, *, relu: bool = False, axis: str
         i, b = state
         return (i < WHOLE_PASSES) & (jnp.sum(~b.settled(k)) > size)
 
-    _, b = jax.lax.while_loop(many, lambda s: (s[0] + 1, probe(rows, k, s[1], interpolate(rows, k, s[1]), axis)), (2, b))
+    _, b = jax.lax.while_loop(
+        many, lambda s: (s[0] + 1, probe(rows, k, s[1], interpolate(rows, k, s[1]), axis)), (2, b)
+    )
     whole = jnp.full_like(b.lo, x.shape[1], dtype=jnp.int32)
     # Zeros need no tie-breaking after ReLU: kept or not, they are zeros.
     done = (b.n_lo == k) | ((b.lo == b.hi) & (b.lo == 0)) if relu else b.n_lo == k

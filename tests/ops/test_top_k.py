@@ -13,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sparsity.ops import top_k, top_k_threshold
+from sparsity.ops.kernels import top_k_tpu
 from sparsity.ops.sparsifiers import Gelu, Relu, TopK
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -121,7 +122,7 @@ def enable_x64():
         yield
 
 
-@pytest.mark.parametrize("method", ("exact", "statistical", "group"))
+@pytest.mark.parametrize("method", ["exact", "statistical", "group"])
 def test_nan_stays_nan_and_counts_as_kept(method):
     x = np.array(array("gaussian", (6, 64), "float32"))
     x[0, 5], x[1] = np.nan, np.nan
@@ -134,13 +135,13 @@ def test_nan_stays_nan_and_counts_as_kept(method):
 
 @pytest.mark.parametrize(
     ("k", "method", "match"),
-    (
+    [
         (9, "exact", r"k: must be a whole number in 0..8, the row's length, got 9"),
         (-1, "exact", "got -1"),
         (2.5, "exact", "got 2.5"),
         (3, "group", "3 does not divide 8"),
         (2, "exactt", 'unknown method "exactt"; did you mean "exact"'),
-    ),
+    ],
 )
 def test_refuses_in_one_line(k, method, match):
     with pytest.raises(ValueError, match=match):
@@ -177,7 +178,7 @@ def test_annealed_k_compiles_once():
 
 # Statistical: at least 99% of the rows with k positives or more keep within 10% of k, Gaussian
 # or trained-like; with a heavy tail, two counts more.
-@pytest.mark.parametrize(("kind", "steps"), (("gaussian", 3), ("heavy3", 5), ("bimodal", 6)))
+@pytest.mark.parametrize(("kind", "steps"), [("gaussian", 3), ("heavy3", 5), ("bimodal", 6)])
 def test_statistical_keeps_about_k(kind, steps):
     rng = np.random.default_rng(1)
     x = rng.standard_t(3, size=(512, 3072)) if kind == "heavy3" else make_rows(kind, (512, 3072), rng)
@@ -235,7 +236,7 @@ def test_approx_warns_once_and_is_exact_here(dtype):
 
 
 def methods():
-    return pytest.mark.parametrize("method", ("exact", "statistical", "group"))
+    return pytest.mark.parametrize("method", ["exact", "statistical", "group"])
 
 
 @methods()
@@ -268,10 +269,11 @@ def mesh_4x2():
 
 
 @methods()
-@pytest.mark.parametrize("kind", ("ties", "some_special"))
+@pytest.mark.parametrize("kind", ["ties", "some_special"])
 def test_a_4x2_mesh_agrees(method, kind):
     x = array(kind, (64, 96), "float32").reshape(16, 4, 96)
     g = array("gaussian", (64, 96), "float32", 2).reshape(16, 4, 96)
+
     def both(x, g):
         gradient = jax.vjp(lambda x: top_k.keep_top_k(x, 12, method, relu=True), x)[1](g)[0]
         return gradient, top_k.top_k_mask(x, 12, method)
@@ -290,7 +292,9 @@ def test_a_4x2_mesh_agrees(method, kind):
 
 def test_inside_somebodys_shard_map_rows_are_whole():
     x, mesh = array("ties", (40, 200), "float32"), mesh_4x2()
-    f = jax.shard_map(lambda x: top_k.keep_top_k(x, 20), mesh=mesh, in_specs=P("data"), out_specs=P("data"), check_vma=False)
+    f = jax.shard_map(
+        lambda x: top_k.keep_top_k(x, 20), mesh=mesh, in_specs=P("data"), out_specs=P("data"), check_vma=False
+    )
     np.testing.assert_array_equal(jax.jit(f)(x), top_k.keep_top_k(x, 20))
 
 
@@ -337,9 +341,11 @@ def compiled(f, *args):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("method", ("exact", "statistical", "group"))
+@pytest.mark.parametrize("method", ["exact", "statistical", "group"])
 def test_no_sort_is_compiled(method, dtype):
-    text = compiled(jax.grad(lambda x: top_k.keep_top_k(x, 12, method).sum().astype(jnp.float32)), jnp.ones((64, 96), dtype))
+    text = compiled(
+        jax.grad(lambda x: top_k.keep_top_k(x, 12, method).sum().astype(jnp.float32)), jnp.ones((64, 96), dtype)
+    )
     assert not SORT.search(text)
 
 
@@ -371,3 +377,86 @@ def test_gelu_is_ranked_after_and_relu_may_be_ranked_before():
 def test_count_folds_wide_rows_without_overflow():
     where = jnp.ones((2, 70_001), bool)
     np.testing.assert_array_equal(top_k_threshold.count(where), 70_001)
+
+
+def unpacked(bits, units):
+    """Booleans from the kernel's bytes: bit i of byte j is entry i F/8 + j."""
+    return np.concatenate([(np.asarray(bits) >> i) & 1 for i in range(8)], axis=-1)[:, :units].astype(bool)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["ties", "some_special"])
+def test_the_tpu_kernel_interpreted(kind, dtype):
+    x = array(kind, (32, 1024), dtype)
+    kept, bits = top_k_tpu.keep_top_k_tpu(x, 100, interpret=True)
+    np.testing.assert_array_equal(np.asarray(kept, np.float32), np.asarray(keep_of(x, 100), np.float32))
+    np.testing.assert_array_equal(unpacked(bits, 1024), lax_mask(x, 100) | np.isnan(np.asarray(x, np.float32)))
+    kept, _ = top_k_tpu.keep_top_k_tpu(x, 1000, relu=True, interpret=True)
+    np.testing.assert_array_equal(np.asarray(kept, np.float32), np.asarray(relu_of(x, 1000), np.float32))
+
+
+@pytest.mark.parametrize(("shape", "k", "match"), [((31, 1024), 1, "multiple of 32"), ((32, 1024), 0, "k: must be")])
+def test_the_tpu_kernel_refuses(shape, k, match):
+    with pytest.raises(ValueError, match=match):
+        top_k_tpu.keep_top_k_tpu(jnp.ones(shape), k, interpret=True)
+
+
+@pytest.fixture(scope="module")
+def tpu():
+    """Sharding on one described TPU v5e core, for compiling ahead of time."""
+    pytest.importorskip("libtpu")
+    from jax.experimental import topologies
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "TPU_SKIP_MDS_QUERY": "1",
+            "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+            "TPU_WORKER_HOSTNAMES": "localhost",
+            "TPU_WORKER_ID": "0",
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        }.items():
+            patch.setenv(name, value)
+        topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
+        yield jax.sharding.SingleDeviceSharding(topology.devices[0])
+
+
+def for_tpu(f, tpu, shape, dtype="float32"):
+    return jax.jit(f).lower(jax.ShapeDtypeStruct(shape, dtype, sharding=tpu)).compile()
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize(("d_ff", "k", "recall", "log2"), CASES)
+def test_partial_reduce_is_compiled_exactly_where_predicted(tpu, d_ff, k, recall, log2):
+    f = lambda x: jax.lax.approx_max_k(x, k, recall_target=recall)
+    text = for_tpu(f, tpu, (8, d_ff)).as_text()
+    assert ("PartialReduce" in text) == (log2 is not None)
+    if log2 is not None:
+        assert set(re.findall(r"log2_reduction\W+(\d+)", text)) == {str(log2)}
+
+
+@pytest.mark.aot
+@pytest.mark.filterwarnings("ignore:approx top-k")
+def test_our_approx_is_the_partial_reduce(tpu):
+    text = for_tpu(lambda x: top_k.keep_top_k(x, 128, "approx"), tpu, (8, 16384), "bfloat16").as_text()
+    assert "PartialReduce" in text
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_exact_compiles_for_tpu_without_a_sort(tpu, dtype):
+    gradient = jax.grad(lambda x: jnp.sum(top_k.keep_top_k(x, 128, relu=True), dtype=jnp.float32))
+    assert not SORT.search(for_tpu(gradient, tpu, (1024, 3072), dtype).as_text())
+
+
+@pytest.mark.aot
+def test_the_residual_on_tpu_is_one_bit_per_entry(tpu):
+    forward = lambda x: jax.vjp(lambda x: top_k.keep_top_k(x, 128, relu=True), x)
+    memory = for_tpu(forward, tpu, (1024, 4096)).memory_analysis()
+    assert memory.output_size_in_bytes <= 1024 * 4096 * (4 + 1 / 8) + 4096  # the values and the bits
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_kernel_compiles_for_tpu(tpu, dtype):
+    text = for_tpu(lambda x: top_k_tpu.keep_top_k_tpu(x, 128, relu=True), tpu, (1024, 3072), dtype).as_text()
+    assert "tpu_custom_call" in text
