@@ -41,7 +41,7 @@ def scatter_top_k(h: jax.Array, k: int) -> jax.Array:
 
 
 def weights(rows: str, d_model: int, width: int, tokens: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """x [tokens, D], W_in [D, F] and W_out [F, D] whose pre-activations x W_in are distributed as `rows`.
+    """Inputs x [tokens, D], W_in [D, F] and W_out [F, D] whose pre-activations x W_in are distributed as `rows`.
 
     gaussian: N(0, 1). heavy_tailed: units of random scale, Student t with 3 degrees of freedom
     over the units of a row. bimodal: one unit in ten around 3, the others around -1. trained: a

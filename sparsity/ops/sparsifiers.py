@@ -160,7 +160,7 @@ class TopK(Sparsifier):
     k: int
     act: Literal["relu", "gelu"] = "relu"
     method: top_k.Method = "exact"
-    steps: int = 3
+    steps: int = top_k.STEPS
     recall_target: float = 0.95
 
     elementwise: ClassVar[bool] = False

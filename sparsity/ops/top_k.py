@@ -35,6 +35,7 @@ from sparsity.config import lookup
 from sparsity.ops import top_k_threshold as threshold
 
 Method = Literal["exact", "statistical", "approx", "group"]
+STEPS = threshold.STEPS
 METHODS: tuple[str, ...] = get_args(Method)
 CPU_BLOCK_BYTES = 4 << 20  # rows that are passed over while they stay in a CPU's cache
 CPU_WHOLE_BYTES = 16 << 20  # up to here blocks gain nothing
@@ -57,7 +58,7 @@ def keep_top_k(
     method: Method = "exact",
     *,
     relu: bool = False,
-    steps: int = 3,
+    steps: int = STEPS,
     recall_target: float = 0.95,
 ) -> jax.Array:
     """`h` [..., F] with all but the k largest entries of each row set to zero.
@@ -84,7 +85,7 @@ def keep_top_k(
 
 
 def top_k_mask(
-    x: jax.Array, k: jax.Array | int, method: Method = "exact", *, steps: int = 3, recall_target: float = 0.95
+    x: jax.Array, k: jax.Array | int, method: Method = "exact", *, steps: int = STEPS, recall_target: float = 0.95
 ) -> jax.Array:
     """True at the entries of `x` [..., F] that `keep_top_k` ranks among the k largest.
 
