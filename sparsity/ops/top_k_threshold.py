@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtr, ndtri
 
 LANES = 128  # width of the partial counts: a multiple of every vector unit, one TPU register
+GUESSES = 3  # Gaussian guesses at most; a row far from Gaussian is better interpolated
 WHOLE_PASSES = 14  # probes of the whole array before the rest is gathered, however much it is
 BISECT_AFTER = 24  # probes after which interpolation has failed and the bracket is halved
 STEPS = 5  # counts of the statistical method: 3 do for one mode, heavy tails included, 5 for two
@@ -183,6 +184,13 @@ def interpolate(rows: Rows, k: jax.Array, b: Bracket) -> jax.Array:
     return _between(lo, hi, share)
 
 
+def propose(rows: Rows, k: jax.Array, b: Bracket, i: jax.Array) -> jax.Array:
+    """Where to look after probe `i`: by interpolation, or by a new guess while one end was never probed."""
+    enclosed = (b.n_hi > 0) & (b.n_lo < rows.width)
+    t = interpolate(rows, k, b)
+    return jax.lax.cond(i < GUESSES, lambda: jnp.where(enclosed, t, guess(rows, k, b)), lambda: t)
+
+
 def _between(lo: jax.Array, hi: jax.Array, share: jax.Array | float) -> jax.Array:
     """Lo + share (hi - lo) for signed integers whose difference may need the sign bit, 0 < share < 1."""
     unsigned = jnp.dtype(f"uint{lo.dtype.itemsize * 8}")
@@ -200,16 +208,18 @@ def exact_cut(x: jax.Array, k: jax.Array | int, *, relu: bool = False, axis: str
     rows, k = describe(x, axis), jnp.asarray(k, jnp.int32)
     size = max(1, -(-x.shape[0] // GATHERED))
     b = start(rows, relu)
-    for _ in range(2):
-        b = probe(rows, k, b, guess(rows, k, b), axis)
 
     def many(state):
-        i, b = state
+        i, b, _ = state
         return (i < WHOLE_PASSES) & (jnp.sum(~b.settled(k)) > size)
 
-    _, b = jax.lax.while_loop(
-        many, lambda s: (s[0] + 1, probe(rows, k, s[1], interpolate(rows, k, s[1]), axis)), (2, b)
-    )
+    def narrow(state):
+        i, b, t = state
+        b = probe(rows, k, b, t, axis)
+        return i + 1, b, propose(rows, k, b, i)
+
+    # The threshold travels with the loop: computed where it is used, XLA would compute it many times.
+    _, b, _ = jax.lax.while_loop(many, narrow, (0, b, guess(rows, k, b)))
     whole = jnp.full_like(b.lo, x.shape[1], dtype=jnp.int32)
     # Zeros need no tie-breaking after ReLU: kept or not, they are zeros.
     done = (b.n_lo == k) | ((b.lo == b.hi) & (b.lo == 0)) if relu else b.n_lo == k
@@ -277,12 +287,13 @@ def statistical_cut(
     """
     rows, k = describe(x, axis), jnp.asarray(k, jnp.int32)
     b = start(rows, relu)
-    t = guess(rows, k, b)
-    for _ in range(steps):
+
+    def correct(i, state):
+        b, t = state
         b = probe(rows, k, b, t, axis)
-        enclosed = (b.n_hi > 0) & (b.n_lo < rows.width)
-        t = jnp.where(enclosed, interpolate(rows, k, b), guess(rows, k, b))
-        t = jnp.clip(t, b.lo + (b.lo < b.hi), b.hi)
+        return b, jnp.clip(propose(rows, k, b, jnp.minimum(i, GUESSES - 1)), b.lo + (b.lo < b.hi), b.hi)
+
+    b, t = jax.lax.fori_loop(0, steps, correct, (b, guess(rows, k, b)))
     t = jnp.where(b.n_lo == k, b.lo, t)
     t = jnp.maximum(t, 1) if relu else t
     return Cut(t, jnp.full_like(t, x.shape[1], dtype=jnp.int32))

@@ -329,11 +329,10 @@ def test_collectives_of_a_sharded_exact_are_counts_of_rows():
         text = f.lower(placed).compile().as_text()
     rows = 256 // 4  # of one data shard
     found = sorted(c for c in collectives(text))
-    # Moments once; two Gaussian probes and one in each loop, of all rows or of the eighth that
-    # was gathered; one count per model shard and gathered row for ties.
-    moments, probes = [("all-reduce", 2 * 4 * rows)], [("all-reduce", 4 * rows)] * 3
-    gathered = [("all-reduce", 4 * rows // 8), ("all-gather", 2 * 4 * rows // 8)]
-    assert found == sorted(moments + probes + gathered)
+    # Moments once; one count in each loop, of all rows or of the eighth that was gathered; and
+    # one count per model shard and gathered row for ties. The gradient needs none.
+    counts = [("all-reduce", 2 * 4 * rows), ("all-reduce", 4 * rows), ("all-reduce", 4 * rows // 8)]
+    assert found == sorted([*counts, ("all-gather", 2 * 4 * rows // 8)])
 
 
 SORT = re.compile(r" sort\(|custom_call_target=\"\w*[tT]op")
@@ -350,6 +349,13 @@ def test_no_sort_is_compiled(method, dtype):
         jax.grad(lambda x: top_k.keep_top_k(x, 12, method).sum().astype(jnp.float32)), jnp.ones((64, 96), dtype)
     )
     assert not SORT.search(text)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_no_sort_is_lowered_for_any_platform(platform):
+    gradient = jax.grad(lambda x: top_k.keep_top_k(x, 12, relu=True).sum())
+    text = jax.jit(gradient).trace(jnp.ones((64, 96))).lower(lowering_platforms=(platform,)).as_text()
+    assert not re.search(r"\b(stablehlo|chlo)\.(sort|top_k)", text)
 
 
 def test_residual_is_one_bit_per_entry():
