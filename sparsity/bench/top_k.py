@@ -20,7 +20,7 @@ from sparsity.train.losses import classification
 from sparsity.train.state import init_fn
 from sparsity.train.step import gradients
 
-ROWS = ("gaussian", "trained", "heavy_tailed", "bimodal")
+ROWS = ("gaussian", "trained", "heavy_tailed", "bimodal", "few_positive")
 PRODUCTS = 6  # z, y; and the gradients of x, h, W_in and W_out
 
 
@@ -46,8 +46,9 @@ def weights(rows: str, d_model: int, width: int, tokens: int) -> tuple[jax.Array
     """Inputs x [tokens, D], W_in [D, F] and W_out [F, D] whose pre-activations x W_in are distributed as `rows`.
 
     gaussian: N(0, 1). heavy_tailed: units of random scale, Student t with 3 degrees of freedom
-    over the units of a row. bimodal: one unit in ten around 3, the others around -1. trained: a
-    ReLU autoencoder of handwritten digits after 30 steps of Adam.
+    over the units of a row. bimodal: one unit in ten around 3, the others around -1. few_positive:
+    N(-2.5, 1), fewer positive entries than k. trained: a ReLU autoencoder of handwritten digits
+    after 30 steps of Adam.
     """
     rng = np.random.default_rng(0)
     x, w_in = rng.normal(size=(tokens, d_model)), rng.normal(size=(d_model, width)) / np.sqrt(d_model)
@@ -58,6 +59,8 @@ def weights(rows: str, d_model: int, width: int, tokens: int) -> tuple[jax.Array
         x[:, 0] = 1.0
         w_in = 0.3 * w_in
         w_in[0] = np.where(rng.random(width) < 0.1, 3.0, -1.0)
+    if rows == "few_positive":
+        x[:, 0], w_in[0] = 1.0, -2.5
     arrays = tuple(jnp.asarray(a, jnp.float32) for a in (x, w_in, w_out))
     return _trained(arrays) if rows == "trained" else arrays
 

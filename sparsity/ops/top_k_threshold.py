@@ -1,7 +1,7 @@
 """The k-th largest number of each row, by counting: no sort, no heap.
 
 Floats read as integers in the right way keep their order (`ordered_bits`), so "how many entries
-reach t?" is one comparison and one sum. `narrow` asks it of a bracket [lo, hi] that always holds
+reach t?" is one comparison and one sum. `probe` asks it of a bracket [lo, hi] that always holds
 the k-th number: first at the quantile of a Gaussian with the row's mean and standard deviation
 (as Spark Transformer, You et al. 2025, and Gemma 3n do), then by regula falsi with Illinois
 weights on the logarithm of the counts. A row is settled as soon as some t is reached by exactly
@@ -208,6 +208,8 @@ def exact_cut(x: jax.Array, k: jax.Array | int, *, relu: bool = False, axis: str
     rows, k = describe(x, axis), jnp.asarray(k, jnp.int32)
     size = max(1, -(-x.shape[0] // GATHERED))
     b = start(rows, relu)
+    if relu:  # a row with at most k positive entries keeps them all: nothing to search
+        b = b._replace(hi=jnp.where(count(ordered_bits(x) > 0, axis) <= k, 0, b.hi))
 
     def many(state):
         i, b, _ = state

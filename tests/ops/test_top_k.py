@@ -329,9 +329,10 @@ def test_collectives_of_a_sharded_exact_are_counts_of_rows():
         text = f.lower(placed).compile().as_text()
     rows = 256 // 4  # of one data shard
     found = sorted(c for c in collectives(text))
-    # Moments once; one count in each loop, of all rows or of the eighth that was gathered; and
-    # one count per model shard and gathered row for ties. The gradient needs none.
-    counts = [("all-reduce", 2 * 4 * rows), ("all-reduce", 4 * rows), ("all-reduce", 4 * rows // 8)]
+    # Moments and positive entries once; one count in each loop, of all rows or of the eighth that
+    # was gathered; and one count per model shard and gathered row for ties. The gradient needs none.
+    once = [("all-reduce", 2 * 4 * rows), ("all-reduce", 4 * rows)]
+    counts = [*once, ("all-reduce", 4 * rows), ("all-reduce", 4 * rows // 8)]
     assert found == sorted([*counts, ("all-gather", 2 * 4 * rows // 8)])
 
 
