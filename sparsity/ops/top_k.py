@@ -131,7 +131,6 @@ def _keep_forward(choice, h, k):
     def keep(h, k, *axis):
         mask = _mask(choice, h, k, *axis)
         mask = ((mask & (h > 0)) if choice.relu else mask) | jnp.isnan(h)
-        mask = jax.lax.optimization_barrier(mask)  # else it is computed twice, the second time badly
         return jnp.where(mask, h, jnp.zeros_like(h)), jnp.packbits(mask, axis=-1)
 
     def by_platform(h, k, *axis):
