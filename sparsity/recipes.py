@@ -56,6 +56,6 @@ def vit_digits() -> ConfigDict:
 def with_top_k(config: ConfigDict, k: int) -> ConfigDict:
     """`config` with Top-k MLPs (Li et al. 2022, Eq. 9), nothing else changed but the name."""
     config = config.copy_and_resolve_references()
-    config.model.mlp.sparsifier = ConfigDict({"name": "top_k", "k": k, "act": "relu"})
+    config.model.mlp.sparsifier = ConfigDict({"name": "top_k", "k": k, "act": "relu", "method": "exact"})
     config.name = f"{config.name}_top_{k}"
     return config

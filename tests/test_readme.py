@@ -28,6 +28,9 @@ def test_every_path_it_names_exists():
 def test_every_file_of_the_package_has_its_place_in_a_test():
     """Tests mirror the package: a module without one is named here with its reason."""
     elsewhere = {
+        "sparsity/bench/top_k.py": "tests/bench/test_protocol.py",
+        "sparsity/ops/kernels/top_k_tpu.py": "tests/ops/test_top_k.py",
+        "sparsity/ops/top_k_threshold.py": "tests/ops/test_top_k.py",
         "sparsity/evals/predict.py": "tests/test_run.py",
         "sparsity/layers/dense.py": "tests/test_spmd.py",
         "sparsity/layers/norms.py": "tests/test_spmd.py",

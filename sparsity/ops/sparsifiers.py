@@ -147,29 +147,43 @@ class ClippedSoftThreshold(Sparsifier):
 class TopK(Sparsifier):
     """Top-k: keeps the k largest activations of each token, h = Top_k(act(z)) (Li et al. 2022, Eq. 9).
 
-    Exactly k units stay nonzero when at least k are positive, fewer when fewer are. Ties go to
-    the lower index, as in `jax.lax.top_k`. NaN stays NaN.
+    With method exact, k units stay nonzero when at least k are positive, fewer when fewer are.
+    Ties go to the lower index, as in `jax.lax.top_k`. NaN stays NaN.
 
     Attributes:
-      k: units kept per token, 1 <= k <= d_ff.
+      k: units kept per token, 1 <= k <= d_ff; a divisor of d_ff for method group.
       act: the activation that Top-k ranks, "relu" or "gelu".
+      method: how the units are found, see `ops.top_k`; statistical keeps about k.
+      steps: counts that correct the threshold of statistical.
+      recall_target: share of the true top k that approx finds on a TPU, in (0, 1].
     """
 
     k: int
     act: Literal["relu", "gelu"] = "relu"
+    method: top_k.Method = "exact"
+    steps: int = top_k.STEPS
+    recall_target: float = 0.95
 
     elementwise: ClassVar[bool] = False
 
     def __post_init__(self):
         _require(self.k >= 1, f"k: must be at least 1, got {self.k}")
+        _require(self.steps >= 0, f"steps: must be at least 0, got {self.steps}")
+        _require(0 < self.recall_target <= 1, f"recall_target: must be in (0, 1], got {self.recall_target}")
 
     def __call__(self, z, xp=jnp):
         if xp is not jnp:
             raise ValueError("top_k ranks a whole token: it has no numpy form")
-        return top_k.keep_top_k(SPARSIFIERS[self.act]()(z), self.k)
+        # ReLU is monotone: ranking z gives the same values and saves a pass. GELU falls below -0.75.
+        relu = self.act == "relu"
+        h = z if relu else SPARSIFIERS[self.act]()(z)
+        settings = {"relu": relu, "steps": self.steps, "recall_target": self.recall_target}
+        return top_k.keep_top_k(h, self.k, self.method, **settings)
 
     def check_width(self, d_ff):
         _require(self.k <= d_ff, f"k: {self.k} is more than the d_ff {d_ff} units there are")
+        divides = self.method != "group" or d_ff % self.k == 0
+        _require(divides, f"k: method group keeps one of each of k equal blocks; {self.k} does not divide {d_ff}")
 
 
 @dataclasses.dataclass(frozen=True)

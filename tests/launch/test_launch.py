@@ -58,7 +58,14 @@ def test_train_leaves_a_workdir_and_prints_its_table(trained):
         "report",
     }
     saved = json.loads((workdir / "config.json").read_text())
-    assert saved["model"]["mlp"]["sparsifier"] == {"name": "top_k", "k": 4, "act": "relu"}
+    assert saved["model"]["mlp"]["sparsifier"] == {
+        "name": "top_k",
+        "k": 4,
+        "act": "relu",
+        "method": "exact",
+        "steps": 5,
+        "recall_target": 0.95,
+    }
     assert "vit_digits_top_64  step 4/4" in err  # plain progress lines where there is no terminal
     page = (workdir / "report" / "index.html").read_text()
     assert page.count("<svg") == 5

@@ -1,0 +1,6 @@
+"""The benchmark suites, by name: each yields its cases, small ones with `smoke`."""
+
+from sparsity.bench.protocol import Suite
+from sparsity.bench.top_k import top_k_cases
+
+SUITES: dict[str, Suite] = {"top_k": top_k_cases}
