@@ -38,8 +38,8 @@ def findings(records: Sequence[Record]) -> list[str]:
         )
         if "steps_per_second" in a and "steps_per_second" in b:
             out.append(
-                f"Speed: {a['steps_per_second']:.1f} and {b['steps_per_second']:.1f} steps/s, one run after the other on a "
-                "machine that may have had other work; launch.benchmark --suite=top_k measures the ratio side by side."
+                f"Speed: {a['steps_per_second']:.1f} and {b['steps_per_second']:.1f} steps/s, one run after the other, so "
+                "their ratio means little; launch.benchmark --suite=top_k measures it side by side."
             )
     return out
 
