@@ -37,9 +37,10 @@ def findings(records: Sequence[Record]) -> list[str]:
             f"ECE {100 * (b['ece'] - a['ece']):+.2f} points."
         )
         if "steps_per_second" in a and "steps_per_second" in b:
+            rates = " and ".join(f"{v['steps_per_second']:.1f}" for v in (a, b))
             out.append(
-                f"Speed: {a['steps_per_second']:.1f} and {b['steps_per_second']:.1f} steps/s, one run after the other, so "
-                "their ratio means little; launch.benchmark --suite=top_k measures it side by side."
+                f"Speed: {rates} steps/s, one run after the other, so their ratio means little; "
+                "launch.benchmark --suite=top_k measures it side by side."
             )
     return out
 
