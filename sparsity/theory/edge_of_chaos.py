@@ -89,7 +89,8 @@ def clip(family: Callable[[float], Activation], slope: float, q: float = 1.0, le
     reach = v1(lo), v1(hi)
     if not reach[0] < slope < reach[1]:
         raise ValueError(
-            f"slope: V'(q*) in ({reach[0]:.4g}, {reach[1]:.10g}) is within reach of m in [{lo:.3g}, {hi:.3g}], got {slope}"
+            f"slope: V'(q*) in ({reach[0]:.4g}, {reach[1]:.10g}) is within reach of m in [{lo:.3g}, {hi:.3g}], "
+            f"got {slope}"
         )
     return float(brentq(lambda m: v1(m) - slope, lo, hi, xtol=1e-14 * math.sqrt(q), rtol=1e-14))
 

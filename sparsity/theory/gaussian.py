@@ -14,6 +14,7 @@ numpy and scipy, float64.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -134,13 +135,16 @@ def _positive(q):
     return q
 
 
+legendre = functools.cache(np.polynomial.legendre.leggauss)  # 200 nodes take 4 ms to find
+
+
 def nodes(edges: Sequence[float], order: int = 200) -> tuple[np.ndarray, np.ndarray]:
     """Gauss-Legendre nodes x and weights w between `edges` with sum w f(x) = E f(x), x ~ N(0, 1).
 
     Edges beyond `REACH` are dropped; 0 and the ends of the range are always edges.
     """
     inner = [e for e in edges if abs(e) < REACH]
-    points, weights = np.polynomial.legendre.leggauss(order)
+    points, weights = legendre(order)
     ends = np.unique([-REACH, 0.0, REACH, *inner])
     x = np.concatenate([(hi - lo) / 2 * points + (hi + lo) / 2 for lo, hi in pairwise(ends)])
     w = np.concatenate([(hi - lo) / 2 * weights for lo, hi in pairwise(ends)])

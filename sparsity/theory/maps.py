@@ -9,12 +9,13 @@ obey the same map, fan_in being channels times window.
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 from scipy.optimize import brentq
 
-from sparsity.theory.gaussian import REACH, Activation, nodes
+from sparsity.theory.gaussian import REACH, Activation, legendre, nodes
 
 # |V(q) - q| below this share of q is a root: closed forms are good to some 1e-14.
 _TOUCHES = 1e-11
@@ -25,7 +26,7 @@ class FixedPoint:
     """A variance with V(q) = q.
 
     Attributes:
-      q: the variance; for a neutral map (V(q) = q everywhere in the range) its geometric middle.
+      q: the variance; for a neutral map (V(q) = q in the whole range) the `scale` asked about.
       slope: V'(q).
       stability: "stable" |V'| < 1; "unstable" |V'| > 1; "tangent" V' = 1 with V - id of one sign
         around q (a double root: stable from one side); "neutral" V = id.
@@ -68,8 +69,8 @@ class MeanField:
 
     >>> from sparsity.theory.gaussian import threshold_pieces
     >>> he = MeanField(Activation.of_pieces(threshold_pieces(0.0)), sigma_w2=2.0, sigma_b2=0.0)
-    >>> float(he.variance(3.0)), float(he.chi_1(3.0))  # He initialisation keeps every variance
-    (3.0, 1.0)
+    >>> float(he.variance(4.0)), float(he.chi_1(4.0))  # He initialisation keeps every variance
+    (4.0, 1.0)
     """
 
     activation: Activation
@@ -89,7 +90,7 @@ class MeanField:
         return self.sigma_w2 * self.activation.power(q, 2, hermite=4) / (4 * np.asarray(q) ** 2)
 
     def chi_1(self, q):
-        """chi_1(q) = sigma_w^2 E phi'^2: the growth of a small difference, and of gradients, per layer."""
+        """sigma_w^2 E phi'^2: the growth per layer of a small difference, and of gradients; elementwise in `q`."""
         return self.sigma_w2 * self.activation.slope_power(q, 2)
 
     def correlation(self, rho: float, q: float) -> float:
@@ -101,28 +102,30 @@ class MeanField:
         Raises:
           ValueError: rho outside [-1, 1].
         """
-        return float((self.sigma_w2 * _pair(self.activation.phi, self.activation, rho, q) + self.sigma_b2) / self.variance(q))
+        return float(
+            (self.sigma_w2 * _pair(self.activation.phi, self.activation, rho, q) + self.sigma_b2) / self.variance(q)
+        )
 
     def correlation_slope(self, rho: float, q: float) -> float:
         """R'(rho) = sigma_w^2 q E[phi'(z_1) phi'(z_2)] / V(q) (Price's theorem); R'(1) = chi_1 at q*."""
         return float(self.sigma_w2 * q * _pair(self.activation.slope, self.activation, rho, q) / self.variance(q))
 
     def fixed_points(self, scale: float = 1.0) -> tuple[FixedPoint, ...]:
-        """All q in [1e-4, 1e4] `scale` with V(q) = q, ascending, and q = 0 if V(0) = 0.
+        """All q in [1e-4, 1e6] `scale` with V(q) = q, ascending, and q = 0 if V(0) = 0.
 
         V - id is monotone between the roots of V' - 1, which are bracketed on a logarithmic grid
-        (two of them within 2% of each other would be missed); on each such stretch it has at most
+        (two of them within 2.3% of each other would be missed); on each such stretch it has at most
         one root. A root of V' - 1 that is itself a root of V - id is a tangent fixed point.
         """
-        grid = scale * np.geomspace(1e-4, 1e4, 900 if self.activation.pieces is not None else 450)
+        grid = scale * np.geomspace(1e-4, 1e6, 1000)
         excess = lambda q: float(self.variance(q) - q)
         if np.all(np.abs(self.variance(grid) - grid) < _TOUCHES * grid):
-            return (FixedPoint(scale, float(self.variance_slope(scale)), "neutral"),)
+            return (FixedPoint(scale, 1.0, "neutral"),)
         turns = _roots(lambda q: float(self.variance_slope(q) - 1), grid, self.variance_slope(grid) - 1)
         touching = [q for q in turns if abs(excess(q)) < _TOUCHES * q]
         found = [FixedPoint(q, 1.0, "tangent") for q in touching]
         stretches = [grid[0], *turns, grid[-1]]
-        for lo, hi in zip(stretches[:-1], stretches[1:], strict=True):
+        for lo, hi in pairwise(stretches):
             if lo in touching or hi in touching or excess(lo) * excess(hi) > 0:
                 continue
             q = lo if excess(lo) == 0 else brentq(excess, lo, hi, xtol=1e-15 * scale, rtol=1e-14)
@@ -204,7 +207,7 @@ def _pair(f, activation: Activation, rho: float, q: float) -> float:
     kinks = np.clip((breaks[None, :] - rho * x[:, None]) / rest, -REACH, REACH)
     fixed = np.broadcast_to([-REACH, -3.0, 0.0, 3.0, REACH], (len(x), 5))
     edges = np.sort(np.concatenate([kinks, fixed], axis=1), axis=1)
-    points, weights = np.polynomial.legendre.leggauss(24)
+    points, weights = legendre(24)
     half, middle = np.diff(edges) / 2, (edges[:, 1:] + edges[:, :-1]) / 2
     u = middle[..., None] + half[..., None] * points
     inner = f(root * (rho * x[:, None, None] + rest * u)) * np.exp(-0.5 * u * u) / np.sqrt(2 * np.pi)
