@@ -19,6 +19,7 @@ ClippedRelu(tau=1.0364333895, m=1.1703673401, sparsity=0.85, slope=0.7, q=1.0)
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import ClassVar, Literal
@@ -68,10 +69,7 @@ class Sparsifier:
         """
         if not self.elementwise:
             raise ValueError(f"{type(self).__name__} acts on a whole token: there is no theory of one unit alone")
-        pieces = self.pieces()
-        if pieces is not None:
-            return Activation.of_pieces(pieces)
-        return Activation(lambda z: self(np.asarray(z, np.float64), np), None, self.breaks())
+        return _activation(self)
 
     def moments(self, q: float) -> Moments | None:
         """Float64 moments under z ~ N(0, q): in closed form, else by quadrature; None if not elementwise."""
@@ -362,6 +360,14 @@ class ReflectedRelu(Sparsifier):
 
     def pieces(self):
         return (Piece(-_INF, 0.0, -1.0, 0.0),)
+
+
+@functools.lru_cache(maxsize=256)  # one object per entry, so that the theory's own caches know it again
+def _activation(entry: Sparsifier) -> Activation:
+    pieces = entry.pieces()
+    if pieces is not None:
+        return Activation.of_pieces(pieces)
+    return Activation(lambda z: entry(np.asarray(z, np.float64), np), None, entry.breaks())
 
 
 def _require(condition: bool, message: str) -> None:
