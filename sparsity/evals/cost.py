@@ -6,10 +6,11 @@ from sparsity.evals.result import Measure, Result, Subject
 from sparsity.evals.sparsity import nonzero_fraction
 
 _COUNTED = "forward FLOPs per token, matrix products only, a multiply-add counts 2"
+_READING = "matrices that read h (in an MLP, the second)"
 
 
 def cost(subject: Subject) -> Result:
-    """FLOPs per token of the second MLP layer and of the whole model, dense and with zeros skipped."""
+    """FLOPs per token of the matrices that read h and of the whole model, dense and with zeros skipped."""
     shape, classes = subject.source.image_shape, subject.source.classes
     model = subject.model
     second = model.skippable_flops(shape, classes)
@@ -18,7 +19,7 @@ def cost(subject: Subject) -> Result:
     n = next(iter(found.values()))[2] if found else 0
     dense = sum(second.values())
     measures = [
-        Measure("flops.second_layer.dense", dense, None, n, f"{_COUNTED}: second MLP matrices of all layers", "FLOPs"),
+        Measure("flops.second_layer.dense", dense, None, n, f"{_COUNTED}: {_READING} of all layers", "FLOPs"),
         Measure("flops.model.dense", model.flops(shape, classes), None, n, f"{_COUNTED}: whole model", "FLOPs"),
         Measure("parameters", subject.parameters, None, 1, "number of parameters", ""),
     ]
@@ -27,9 +28,9 @@ def cost(subject: Subject) -> Result:
         errors = [found[name][1] for name in second]
         se = None if None in errors else sum(w * e for w, e in zip(second.values(), errors, strict=True))
         sparse = sum(second[name] * density[name] for name in second)
-        text = "the zeros of h skipped in the second MLP matrix (saves 1 - nonzero fraction, output unchanged)"
+        text = "the zeros of h skipped in the matrix that reads it (saves 1 - nonzero fraction, output unchanged)"
         measures += [
-            Measure("flops.second_layer.sparse", sparse, se, n, f"{_COUNTED}: second MLP matrices, {text}", "FLOPs"),
+            Measure("flops.second_layer.sparse", sparse, se, n, f"{_COUNTED}: {_READING}, {text}", "FLOPs"),
             Measure(
                 "flops.model.sparse",
                 model.flops(shape, classes, density),

@@ -66,14 +66,14 @@ def test_q_stays_at_its_fixed_point_through_100_layers_as_the_theory_says(sparsi
     found = variances(sparsifier, q, 100, width, seeds)
     edge = edge_of(sparsifier, q)
     field = MeanField(sparsifier.activation(), edge.sigma_w2, edge.sigma_b2)
-    assert found[:, 0] == pytest.approx(q, rel=0.5)
+    assert found[:, 0] == pytest.approx(q, rel=0.35)  # one draw of 300 units: 8%
     expected = field.spread(q, width, 100)
     deep = found[:, 20:]  # stationary by then: V'^40 is below 1e-6
     # Layers are correlated over some 1 / (1 - V') of them: about 25 independent values a seed.
     error = (expected.measured / (seeds * 25)) ** 0.5
-    # Orders beyond 1/N come on top of the drift: a third of it here.
-    assert abs(deep.mean() - q - expected.drift) < 4 * error + abs(expected.drift)
-    assert deep.var() == pytest.approx(expected.measured, rel=0.5)
+    assert abs(deep.mean() - q - expected.drift) < 3 * error
+    # 300 independent values: a standard error of the variance of 8%.
+    assert deep.var() == pytest.approx(expected.measured, rel=0.25)
 
 
 def test_without_a_clip_q_wanders_off_and_with_relu_it_only_diffuses():
