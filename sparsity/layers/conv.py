@@ -19,6 +19,7 @@ from sparsity.layers.dense import named
 Product = Literal["auto", "rolls", "convolution"]
 
 
+@jax.checkpoint  # the backward pass rolls again: keeping k^2 copies of every layer's h costs more time than that
 def rolled_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`circular_convolution` as one matrix product over rolled copies of `x`.
 

@@ -24,6 +24,8 @@ from sparsity.theory.edge_of_chaos import EdgeOfChaos
 class DeepCNNConfig:
     """Settings of a deep CNN: circular convolutions of stride 1, mean over positions, head.
 
+    The paper leaves open the window, stride, pooling and head: these are this repository's choice.
+
     Attributes:
       sparsifier: phi of every hidden layer, elementwise, by name from `SPARSIFIERS`.
       channels: channels of every hidden layer.

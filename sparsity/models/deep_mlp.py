@@ -23,13 +23,17 @@ from sparsity.theory.edge_of_chaos import EdgeOfChaos
 class DeepMLPConfig:
     """Settings of a deep MLP: x -> W_1 x -> phi -> (W h + b -> phi) ... -> head.
 
+    The paper leaves open the bias of the first layer (0 here at the start) and the head (here on
+    the edge of chaos too, so that logits start with variance q).
+
     Attributes:
       sparsifier: phi of every hidden layer, elementwise, by name from `SPARSIFIERS`.
       width: units N of every hidden layer.
       depth: hidden layers L, the first included.
       q: the fixed point q* that the initialisation holds pre-activations at.
       input_gain: the first layer draws N(0, input_gain / inputs), so q_1 is this times the input's
-        mean square; 1 preserves the variance, as in the paper.
+        mean square; 1 preserves the variance, as in the paper, which takes less for unclipped
+        thresholds, whose fixed point is stable from below only.
       logit_scale: constant factor on the logits. A network at q* with tau, m and inputs scaled by
         sqrt(q*) is the one at 1 with logits sqrt(q*) times as large; 1/sqrt(q*) undoes that.
     """

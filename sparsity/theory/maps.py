@@ -67,6 +67,9 @@ class Spread:
 class MeanField:
     """The maps of one activation at one (sigma_w^2, sigma_b^2).
 
+    Raises:
+      ValueError: sigma_w2 is not positive or sigma_b2 is negative; in every method, q is not positive.
+
     >>> from sparsity.theory.gaussian import threshold_pieces
     >>> he = MeanField(Activation.of_pieces(threshold_pieces(0.0)), sigma_w2=2.0, sigma_b2=0.0)
     >>> float(he.variance(4.0)), float(he.chi_1(4.0))  # He initialisation keeps every variance
@@ -76,6 +79,10 @@ class MeanField:
     activation: Activation
     sigma_w2: float
     sigma_b2: float
+
+    def __post_init__(self):
+        if not (self.sigma_w2 > 0 and self.sigma_b2 >= 0):
+            raise ValueError(f"sigma_w2 must be positive and sigma_b2 at least 0, got {self.sigma_w2}, {self.sigma_b2}")
 
     def variance(self, q):
         """V(q) = sigma_w^2 E phi(sqrt(q) x)^2 + sigma_b^2; elementwise in `q`."""

@@ -11,7 +11,7 @@ from sparsity.evals.sparsity import by_layer, merge, nonzero_fraction
 from sparsity.layers.sparsify import STATS, Context
 from sparsity.models.deep_cnn import DeepCNNConfig
 from sparsity.ops.sparsifiers import ClippedRelu
-from sparsity.spmd import param_specs
+from sparsity.spmd import MeshConfig, make_mesh, param_specs, shardings
 from sparsity.theory.maps import MeanField
 from sparsity.train.losses import LOSSES
 
@@ -97,6 +97,22 @@ def test_parameters_name_their_axes_and_are_sharded_over_channels(dims):
         "head": {"kernel": (None, None), "bias": (None,)},
     }
     assert boxed["layers"]["conv"]["kernel"].names == ("layers", *("window",) * dims, "embed", "mlp")
+
+
+@both
+def test_a_mesh_changes_nothing_but_the_rounding(dims):
+    config = deep(dims=dims)
+    model, variables = config.build(CLASSES), fresh(config)
+    images = np.tile(np.asarray(IMAGES[:1]), (4, 1, 1, 1)) * np.arange(1, 5, dtype=np.float32)[:, None, None, None]
+    plain = jax.jit(lambda v, x: model.apply(v, x, Context()))(variables, images)
+    mesh = make_mesh(MeshConfig(2, 4))
+    boxed = jax.eval_shape(model.init, jax.random.key(0), IMAGES, Context())["params"]
+    placed = jax.device_put(variables, {"params": shardings(mesh, param_specs(boxed))})
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(lambda v, x: model.apply(v, x, Context())).lower(placed, images)
+        assert "sharding_constraint" in lowered.as_text()
+        split = lowered.compile()(placed, images)
+    np.testing.assert_allclose(split, plain, rtol=1e-4, atol=1e-5)
 
 
 @both

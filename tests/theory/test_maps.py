@@ -257,6 +257,14 @@ def test_without_a_clip_the_spread_grows_with_depth_and_drifts_upwards():
     assert spreads[2].drift / spreads[1].drift == pytest.approx(4, rel=0.05)  # like depth^2
 
 
+@pytest.mark.parametrize(("sigma_w2", "sigma_b2"), [(0.0, 0.0), (-1.0, 0.1), (1.0, -0.1), (math.nan, 0.0)])
+def test_impossible_variances_are_refused(sigma_w2, sigma_b2):
+    with pytest.raises(ValueError, match=r"^sigma_w2 must be positive and sigma_b2 at least 0"):
+        MeanField(RELU, sigma_w2, sigma_b2)
+    with pytest.raises(ValueError, match=r"^q: a variance must be positive"):
+        field("relu").variance(-1.0)
+
+
 def test_a_spread_around_what_is_no_fixed_point_is_refused():
     with pytest.raises(ValueError, match=r"^q: V\(2\) = .*, not a fixed point$"):
         on_the_edge(CRELU).spread(2.0, 300, 10)
