@@ -1,5 +1,8 @@
 import dataclasses
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -229,3 +232,8 @@ def test_the_moments_of_top_k_over_many_units_are_those_of_a_sample(share):
 def test_top_k_beyond_the_positive_half_is_refused():
     with pytest.raises(ValueError, match=r"^share: must be in \(0, 0.5\], got 0.6$"):
         top_fraction(0.6, 1.0)
+
+
+def test_the_theory_imports_no_jax():
+    code = "import sys, sparsity.theory.edge_of_chaos; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
