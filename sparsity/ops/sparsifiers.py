@@ -13,7 +13,7 @@ pre-activations N(0, q), q = 1 unless given (Price et al. 2024, Sec. 3). Either 
 there afterwards, and a config that was written out with both must be consistent.
 
 >>> ClippedRelu(sparsity=0.85, slope=0.7)
-ClippedRelu(tau=1.0364333895, m=1.1703673401, sparsity=0.85, slope=0.7, q=1.0)
+ClippedRelu(tau=1.036433389, m=1.17036734, sparsity=0.85, slope=0.7, q=1.0)
 """
 
 from __future__ import annotations
@@ -388,9 +388,9 @@ def _resolve(entry: Sparsifier, targets: tuple[str, ...], solve: Callable[[], tu
         if entry.q is None:
             object.__setattr__(entry, "q", 1.0)
         # Ten digits: the same config has the same hash on machines that differ in a last bit.
-        for name, value in zip(direct, (round(v, 10) for v in solve()), strict=True):
+        for name, value in zip(direct, (float(f"{v:.10g}") for v in solve()), strict=True):
             _require(
-                given[name] is None or math.isclose(given[name], value, rel_tol=1e-8, abs_tol=1e-9),
+                given[name] is None or math.isclose(given[name], value, rel_tol=1e-8),
                 f"{name}: {given[name]} is not the {value} that {', '.join(targets)} and q ask for; {ways}",
             )
             if given[name] is None:
