@@ -30,6 +30,7 @@ RULES: dict[str, str | None] = {
     "vocab": "model",
     "layers": None,  # the stacked axis of scanned layers
     "patch": None,  # values of one image patch
+    "window": None,  # positions of a convolution's window
     "classes": None,  # too few to split
 }
 

@@ -10,6 +10,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from sparsity import recipes
 from sparsity.checkpoint import Checkpoints
@@ -52,6 +53,28 @@ def finished(tmp_path_factory):
     config.evals.names = tuple(EVALS)
     workdir = tmp_path_factory.mktemp("finished") / "w"
     return config, workdir, run(run_config(config), workdir, Quiet())
+
+
+DEEP = {
+    "deep_mlp": {"width": 16, "depth": 5, "sparsifier": {"name": "clipped_relu", "sparsity": 0.7, "slope": 0.6}},
+    "deep_cnn": {"channels": 4, "depth": 3, "sparsifier": {"name": "soft_threshold", "sparsity": 0.5}},
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_a_deep_network_is_trained_evaluated_and_resumed_like_any_other(name, tiny_config, tmp_path):
+    config = tiny_config
+    config.model = ConfigDict({"name": name} | DEEP[name])
+    config.optimizer = ConfigDict({"learning_rate": 1e-2, "rule": {"name": "sgd"}, "grad_clip": None})
+    config.steps = 3
+    outcome = run(run_config(config), tmp_path, Quiet())
+    found = _network_measures(outcome)
+    layers = Workdir(tmp_path).saved_config().model.layers()
+    assert [m for m in found if m.startswith("nonzero.")] == ["nonzero.mean", *(f"nonzero.{n}" for n in layers)]
+    assert found["flops.model.sparse"].value < found["flops.model.dense"].value
+    assert list(read_metrics(tmp_path / "metrics.jsonl")[1]["layers"]) == list(layers)
+    config.steps = 4
+    assert run(run_config(config), tmp_path, Quiet()).step == 4
 
 
 def test_a_run_finishes_with_every_record_once(finished):

@@ -13,12 +13,21 @@ from sparsity.layers.sparsify import DEFINITION, SparsityStats
 
 
 def by_layer(tree: Mapping[str, Any]) -> dict[str, SparsityStats]:
-    """The sown collection as {layer name: stats}; a layer is named by the path above its MLP."""
+    """The sown collection as {layer name: stats}; a layer is named by the path above its MLP.
+
+    Statistics stacked by `nn.scan` under `layers` become `layers_0`, `layers_1`, ..., in the order of the scan.
+    """
     out = {}
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, SparsityStats))
     for path, stats in leaves:
         names = [p.key for p in path]
-        out["/".join(n for n in names if n not in ("mlp", "sparsify", "stats"))] = stats
+        name = "/".join(n for n in names if n not in ("mlp", "sparsify", "stats"))
+        if np.ndim(stats.examples) == 0:
+            out[name] = stats
+            continue
+        stats = jax.tree.map(np.asarray, stats)  # one transfer, not one per layer
+        for i in range(len(stats.examples)):
+            out[f"{name}_{i}"] = jax.tree.map(lambda x, i=i: x[i], stats)
     return out
 
 

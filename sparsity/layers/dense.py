@@ -22,6 +22,7 @@ def dense(
     *,
     use_bias: bool = True,
     kernel_init: Initializer | None = None,
+    bias_init: Initializer = nn.initializers.zeros,
     dtype: DTypeLike = "float32",
     name: str | None = None,
 ) -> nn.Dense:
@@ -35,6 +36,6 @@ def dense(
         use_bias=use_bias,
         dtype=jnp.dtype(dtype),
         kernel_init=named(kernel_init or nn.initializers.xavier_uniform(), *names),
-        bias_init=named(nn.initializers.zeros, names[1]),
+        bias_init=named(bias_init, names[1]),
         name=name,
     )

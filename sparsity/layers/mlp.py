@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import flax.linen as nn
 import jax
@@ -97,7 +96,12 @@ def mlp_flops(config: MLPConfig, d_model: int, density: float) -> MLPFlops:
     Raises:
       ValueError: `density` outside [0, 1] (NaN included: a NaN activation is not sparse).
     """
-    if not 0 <= density <= 1 or math.isnan(density):
-        raise ValueError(f"density: must be in [0, 1], got {density}")
     one = 2.0 * d_model * config.d_ff
-    return MLPFlops(first=one * (2 if config.gated else 1), second=one, second_sparse=one * density)
+    return MLPFlops(first=one * (2 if config.gated else 1), second=one, second_sparse=one * check_density(density))
+
+
+def check_density(density: float) -> float:
+    """`density`, if it is a share. Raises ValueError outside [0, 1], NaN included."""
+    if not 0 <= density <= 1:
+        raise ValueError(f"density: must be in [0, 1], got {density}")
+    return density

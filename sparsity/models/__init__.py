@@ -1,10 +1,13 @@
 """The models, by name.
 
 A model is a frozen dataclass of settings with `task` (its loss, by name), `inputs` (the entries
-of a batch that its module takes), `build(classes)`, `check_input(shape)`, `mlps()` and
+of a batch that its module takes), `build(classes)`, `check_input(shape)`, and its costs per token:
+`skippable_flops(shape, classes)`, what zeros can save by the name each layer records under, and
 `flops(shape, classes, density)`.
 """
 
+from sparsity.models.deep_cnn import DeepCNNConfig
+from sparsity.models.deep_mlp import DeepMLPConfig
 from sparsity.models.vit import ViTConfig
 
-MODELS = {"vit": ViTConfig}
+MODELS = {"vit": ViTConfig, "deep_mlp": DeepMLPConfig, "deep_cnn": DeepCNNConfig}

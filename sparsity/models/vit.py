@@ -70,6 +70,10 @@ class ViTConfig:
         """Sequence length L for images of `shape` [height, width, channels]."""
         return (shape[0] // self.patch) * (shape[1] // self.patch) + (self.pool == "cls")
 
+    def skippable_flops(self, shape: tuple[int, ...], classes: int) -> dict[str, float]:
+        """FLOPs per token of each block's second MLP matrix: what zeros of its h can save."""
+        return {name: mlp_flops(mlp, self.d_model, 1.0).second for name, mlp in self.mlps().items()}
+
     def flops(self, shape: tuple[int, ...], classes: int, density: dict[str, float] | None = None) -> float:
         """Forward FLOPs per token: matrix products only, a multiply-add is 2.
 

@@ -6,12 +6,22 @@ one, write a frozen dataclass with `__call__` and put it in the table: the tests
 Every elementwise entry is written once over `xp` (jax.numpy or numpy) so that the theory can
 integrate it in float64, and lets NaN through: NaN is never counted as sparse. At a kink the
 derivative is that of the zero (or clipped) side, as in the papers' implementations.
+
+The thresholded entries take their settings directly (tau, m), or as targets that the theory
+resolves: the expected share of zeros (sparsity) and V'(q) on the edge of chaos (slope) under
+pre-activations N(0, q), q = 1 unless given (Price et al. 2024, Sec. 3). Either way tau and m are
+there afterwards, and a config that was written out with both must be consistent.
+
+>>> ClippedRelu(sparsity=0.85, slope=0.7)
+ClippedRelu(tau=1.036433389, m=1.17036734, sparsity=0.85, slope=0.7, q=1.0)
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import jax
@@ -21,7 +31,8 @@ from scipy.special import erf as scipy_erf
 from scipy.special import expit
 
 from sparsity.ops import top_k
-from sparsity.theory.gaussian import Moments, Piece, piecewise_linear
+from sparsity.theory import edge_of_chaos
+from sparsity.theory.gaussian import Activation, Moments, Piece, piecewise_linear, quadrature, threshold_pieces
 
 _INF = math.inf
 
@@ -46,10 +57,29 @@ class Sparsifier:
         """Phi as straight pieces, from which closed-form moments follow; None if it has none."""
         return None
 
+    def breaks(self) -> tuple[float, ...]:
+        """Where phi or one of its derivatives jumps, so that quadrature can run in between."""
+        return ()
+
+    def activation(self) -> Activation:
+        """Phi as the theory takes it, in float64.
+
+        Raises:
+          ValueError: the entry is not elementwise.
+        """
+        if not self.elementwise:
+            raise ValueError(f"{type(self).__name__} acts on a whole token: there is no theory of one unit alone")
+        return _activation(self)
+
     def moments(self, q: float) -> Moments | None:
-        """Closed-form float64 moments under z ~ N(0, q), or None where none is known."""
+        """Float64 moments under z ~ N(0, q): in closed form, else by quadrature; None if not elementwise."""
+        if not self.elementwise:
+            return None
         pieces = self.pieces()
-        return None if pieces is None else piecewise_linear(pieces, q)
+        if pieces is not None:
+            return piecewise_linear(pieces, q)
+        activation = self.activation()
+        return quadrature(activation.phi, q, activation.breaks)
 
     def check_width(self, d_ff: int) -> None:
         """Raises ValueError if the entry cannot serve a hidden layer of `d_ff` units."""
@@ -68,65 +98,99 @@ class Relu(Sparsifier):
 
 @dataclasses.dataclass(frozen=True)
 class ShiftedRelu(Sparsifier):
-    """ReLU_tau: h = max(z - tau, 0), tau >= 0 (Price et al. 2024, Sec. 2)."""
+    """ReLU_tau: h = max(z - tau, 0), tau >= 0 (Price et al. 2024, Sec. 2).
 
-    tau: float
+    Attributes:
+      tau: the threshold; or
+      sparsity: the share of zeros under N(0, q), in [0.5, 1), that it is to give.
+      q: variance of the pre-activations for `sparsity`; 1 if not given.
+    """
+
+    tau: float | None = None
+    sparsity: float | None = None
+    q: float | None = None
 
     def __post_init__(self):
-        _require(self.tau >= 0, f"tau: must be at least 0, got {self.tau}")
+        _resolve(self, ("sparsity",), lambda: (edge_of_chaos.threshold(self.sparsity, self.q),))
 
     def __call__(self, z, xp=jnp):
         return xp.where(z <= self.tau, xp.zeros_like(z), z - self.tau)
 
     def pieces(self):
-        return (Piece(self.tau, _INF, 1.0, -self.tau),)
+        return threshold_pieces(self.tau)
 
 
 @dataclasses.dataclass(frozen=True)
 class SoftThreshold(Sparsifier):
-    """ST_tau: h = sign(z) max(|z| - tau, 0), tau >= 0 (Price et al. 2024, Sec. 2)."""
+    """ST_tau: h = sign(z) max(|z| - tau, 0), tau >= 0 (Price et al. 2024, Sec. 2).
 
-    tau: float
+    Attributes:
+      tau: the threshold; or
+      sparsity: the share of zeros under N(0, q), in [0, 1), that it is to give.
+      q: variance of the pre-activations for `sparsity`; 1 if not given.
+    """
+
+    tau: float | None = None
+    sparsity: float | None = None
+    q: float | None = None
 
     def __post_init__(self):
-        _require(self.tau >= 0, f"tau: must be at least 0, got {self.tau}")
+        _resolve(self, ("sparsity",), lambda: (edge_of_chaos.threshold(self.sparsity, self.q, two_sided=True),))
 
     def __call__(self, z, xp=jnp):
         return xp.where(xp.abs(z) <= self.tau, xp.zeros_like(z), z - xp.sign(z) * self.tau)
 
     def pieces(self):
-        return (Piece(-_INF, -self.tau, 1.0, self.tau), Piece(self.tau, _INF, 1.0, -self.tau))
+        return threshold_pieces(self.tau, two_sided=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class ClippedRelu(Sparsifier):
-    """CReLU_{tau,m}: h = min(max(z - tau, 0), m), tau >= 0, m > 0 (Price et al. 2024, Sec. 3)."""
+    """CReLU_{tau,m}: h = min(max(z - tau, 0), m), tau >= 0, m > 0 (Price et al. 2024, Sec. 3).
 
-    tau: float
-    m: float
+    Attributes:
+      tau, m: threshold and clip; or
+      sparsity: the share of zeros under N(0, q), in [0.5, 1), that tau is to give, and
+      slope: V'(q) on the edge of chaos, in (0, 1), that m is to give.
+      q: variance of the pre-activations for these; 1 if not given.
+    """
+
+    tau: float | None = None
+    m: float | None = None
+    sparsity: float | None = None
+    slope: float | None = None
+    q: float | None = None
 
     def __post_init__(self):
-        _require(self.tau >= 0, f"tau: must be at least 0, got {self.tau}")
-        _require(self.m > 0, f"m: the clip must be positive, got {self.m}")
+        _resolve(self, ("sparsity", "slope"), lambda: _solve(self, two_sided=False))
 
     def __call__(self, z, xp=jnp):
         clipped = xp.where(z >= self.tau + self.m, xp.full_like(z, self.m), z - self.tau)
         return xp.where(z <= self.tau, xp.zeros_like(z), clipped)
 
     def pieces(self):
-        return (Piece(self.tau, self.tau + self.m, 1.0, -self.tau), Piece(self.tau + self.m, _INF, 0.0, self.m))
+        return threshold_pieces(self.tau, self.m)
 
 
 @dataclasses.dataclass(frozen=True)
 class ClippedSoftThreshold(Sparsifier):
-    """CST_{tau,m}: h = sign(z) min(max(|z| - tau, 0), m) (Price et al. 2024, Sec. 3)."""
+    """CST_{tau,m}: h = sign(z) min(max(|z| - tau, 0), m) (Price et al. 2024, Sec. 3).
 
-    tau: float
-    m: float
+    Attributes:
+      tau, m: threshold and clip; or
+      sparsity: the share of zeros under N(0, q), in [0, 1), that tau is to give, and
+      slope: V'(q) on the edge of chaos, in (0, 1), that m is to give.
+      q: variance of the pre-activations for these; 1 if not given.
+    """
+
+    tau: float | None = None
+    m: float | None = None
+    sparsity: float | None = None
+    slope: float | None = None
+    q: float | None = None
 
     def __post_init__(self):
-        _require(self.tau >= 0, f"tau: must be at least 0, got {self.tau}")
-        _require(self.m > 0, f"m: the clip must be positive, got {self.m}")
+        _resolve(self, ("sparsity", "slope"), lambda: _solve(self, two_sided=True))
 
     def __call__(self, z, xp=jnp):
         size = xp.abs(z)
@@ -134,13 +198,69 @@ class ClippedSoftThreshold(Sparsifier):
         return xp.where(size <= self.tau, xp.zeros_like(z), clipped)
 
     def pieces(self):
-        knee = self.tau + self.m
-        return (
-            Piece(-_INF, -knee, 0.0, -self.m),
-            Piece(-knee, -self.tau, 1.0, self.tau),
-            Piece(self.tau, knee, 1.0, -self.tau),
-            Piece(knee, _INF, 0.0, self.m),
+        return threshold_pieces(self.tau, self.m, two_sided=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class SmoothClippedRelu(Sparsifier):
+    """A once differentiable CReLU: each kink becomes a parabola over [kink - width, kink + width].
+
+    With [u] = min(max(u, 0), 2 width): h = [z - tau + width]^2 / (4 width)
+    + min(max(z - tau - width, 0), m) - [z - tau - m + width]^2 / (4 width), which is CReLU_{tau,m}
+    averaged over a box of half-width `width` (the open question of Price et al. 2024, Sec. 5).
+
+    A parabola, not a softplus, so that zeros stay exact: h = 0 for z <= tau - width, and the density
+    is P(z > tau - width). Counting |h| <= eps as zero too, with eps <= width, adds the units up to
+    z = tau - width + 2 sqrt(width eps); see `Activation.share_above`.
+
+    Attributes:
+      width: half-width of the parabolas, in units of z; in (0, m / 2].
+      tau, m: threshold and clip (the middles of the parabolas); or
+      sparsity, slope, q: as in `ClippedRelu`; the zeros counted are the exact ones.
+    """
+
+    width: float
+    tau: float | None = None
+    m: float | None = None
+    sparsity: float | None = None
+    slope: float | None = None
+    q: float | None = None
+
+    two_sided: ClassVar[bool] = False
+
+    def __post_init__(self):
+        _require(self.width > 0, f"width: must be positive, got {self.width}")
+        _resolve(self, ("sparsity", "slope"), lambda: _solve_smooth(self))
+        # A resolved m may sit on this bound but for rounding.
+        _require(
+            self.width <= self.m / 2 * (1 + 1e-9), f"width: must be at most m / 2 = {self.m / 2}, got {self.width}"
         )
+        _require(
+            not self.two_sided or self.width <= self.tau * (1 + 1e-9),
+            f"width: must be at most tau = {self.tau}, got {self.width}",
+        )
+
+    def __call__(self, z, xp=jnp):
+        w = self.width
+        bend = lambda kink: xp.clip(z - (kink - w), 0, 2 * w) ** 2 / (4 * w)
+        return bend(self.tau) + xp.clip(z - (self.tau + w), 0, self.m) - bend(self.tau + self.m)
+
+    def breaks(self):
+        kinks = [kink + side for kink in (self.tau, self.tau + self.m) for side in (-self.width, self.width)]
+        return tuple(sorted([*kinks, *(-k for k in kinks)] if self.two_sided else kinks))
+
+
+@dataclasses.dataclass(frozen=True)
+class SmoothClippedSoftThreshold(SmoothClippedRelu):
+    """A once differentiable CST: h = sign(z) g(|z|), g the `SmoothClippedRelu` of the same settings.
+
+    The density is P(|z| > tau - width). The settings are those of `SmoothClippedRelu`, with width <= tau.
+    """
+
+    two_sided: ClassVar[bool] = True
+
+    def __call__(self, z, xp=jnp):
+        return xp.sign(z) * super().__call__(xp.abs(z), xp)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,6 +327,9 @@ class Elu(Sparsifier):
         # The inner where keeps exp finite on the branch that is not taken.
         return xp.where(z > 0, z, xp.expm1(xp.where(z > 0, xp.zeros_like(z), z)))
 
+    def breaks(self):
+        return (0.0,)
+
 
 @dataclasses.dataclass(frozen=True)
 class Sigmoid(Sparsifier):
@@ -253,9 +376,57 @@ class ReflectedRelu(Sparsifier):
         return (Piece(-_INF, 0.0, -1.0, 0.0),)
 
 
+@functools.lru_cache(maxsize=256)  # one object per entry, so that the theory's own caches know it again
+def _activation(entry: Sparsifier) -> Activation:
+    pieces = entry.pieces()
+    if pieces is not None:
+        return Activation.of_pieces(pieces)
+    return Activation(lambda z: entry(np.asarray(z, np.float64), np), None, entry.breaks())
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def _resolve(entry: Sparsifier, targets: tuple[str, ...], solve: Callable[[], tuple[float, ...]]) -> None:
+    """Settles tau (and m) of `entry`: given as they are, or solved from `targets` at q."""
+    direct = ("tau", "m")[: len(targets)]
+    ways = f"give {' and '.join(direct)}, or {' and '.join(targets)}"
+    given = {name: getattr(entry, name) for name in (*direct, *targets)}
+    wanted = [given[name] is not None for name in targets]
+    _require(
+        all(wanted) or not any(wanted), f"{targets[wanted.index(False)] if False in wanted else ''}: missing; {ways}"
+    )
+    if all(wanted):
+        if entry.q is None:
+            object.__setattr__(entry, "q", 1.0)
+        # Ten digits: the same config has the same hash on machines that differ in a last bit.
+        for name, value in zip(direct, (float(f"{v:.10g}") for v in solve()), strict=True):
+            _require(
+                given[name] is None or math.isclose(given[name], value, rel_tol=1e-8),
+                f"{name}: {given[name]} is not the {value} that {', '.join(targets)} and q ask for; {ways}",
+            )
+            if given[name] is None:
+                object.__setattr__(entry, name, value)
+    for name in direct:
+        _require(getattr(entry, name) is not None, f"{name}: missing; {ways}")
+    _require(all(wanted) or entry.q is None, f"q: belongs to {' and '.join(targets)}; {direct[0]} is given directly")
+    _require(entry.tau >= 0, f"tau: must be at least 0, got {entry.tau}")
+    _require("m" not in direct or entry.m > 0, f"m: the clip must be positive, got {getattr(entry, 'm', None)}")
+
+
+def _solve(entry: ClippedRelu | ClippedSoftThreshold, *, two_sided: bool) -> tuple[float, float]:
+    found = edge_of_chaos.solve(entry.sparsity, entry.slope, entry.q, two_sided=two_sided)
+    return found.tau, found.m
+
+
+def _solve_smooth(entry: SmoothClippedRelu) -> tuple[float, float]:
+    tau = edge_of_chaos.threshold(entry.sparsity, entry.q, two_sided=entry.two_sided) + entry.width
+    family = lambda m: type(entry)(entry.width, tau, m).activation()
+    m = edge_of_chaos.clip(family, entry.slope, entry.q, least=2 * entry.width)
+    edge_of_chaos.at(family(m), entry.q)  # warns of further fixed points
+    return tau, m
 
 
 SPARSIFIERS: dict[str, type[Sparsifier]] = {
@@ -264,6 +435,8 @@ SPARSIFIERS: dict[str, type[Sparsifier]] = {
     "soft_threshold": SoftThreshold,
     "clipped_relu": ClippedRelu,
     "clipped_soft_threshold": ClippedSoftThreshold,
+    "smooth_clipped_relu": SmoothClippedRelu,
+    "smooth_clipped_soft_threshold": SmoothClippedSoftThreshold,
     "top_k": TopK,
     "gelu": Gelu,
     "elu": Elu,

@@ -1,8 +1,13 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy.stats import sem
 
 from sparsity.evals.cost import cost
+from sparsity.models.deep_cnn import DeepCNNConfig
+from sparsity.models.deep_mlp import DeepMLPConfig
+from sparsity.ops.sparsifiers import Relu
 
 # The fake model: D = 2, F = 4, two blocks, four patches of 2x2x1 pixels, mean pooling, three classes.
 SECOND = 2 * (2 * 2 * 4)  # both second matrices, per token
@@ -83,3 +88,15 @@ def test_a_model_that_recorded_nothing_claims_no_saving(make_subject):
     names = {m.name for m in cost(make_subject()).measures}
     assert "parameters" in names
     assert not any(name.endswith(".sparse") for name in names)
+
+
+@pytest.mark.parametrize("config", [DeepMLPConfig(4, 3, Relu()), DeepCNNConfig(4, 3, Relu())], ids=["mlp", "cnn"])
+def test_zeros_of_a_deep_network_save_in_the_matrix_that_reads_them(make_subject, make_stats, config):
+    stats = {name: make_stats(random_z(i)) for i, name in enumerate(config.layers())}
+    subject = dataclasses.replace(make_subject(stats=stats), model=config)
+    found, shape = measures(subject), (4, 4, 1)
+    skippable = config.skippable_flops(shape, 3)
+    saved = sum((1 - (random_z(i) > 0).mean()) * skippable[name] for i, name in enumerate(config.layers()))
+    for which in ("flops.second_layer", "flops.model"):
+        assert found[f"{which}.dense"].value - found[f"{which}.sparse"].value == pytest.approx(saved, rel=1e-5)
+    assert found["flops.model.dense"].value == config.flops(shape, 3)

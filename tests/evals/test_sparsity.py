@@ -96,6 +96,18 @@ def test_a_layer_is_named_by_the_path_above_its_mlp():
     assert by_layer({}) == {}
 
 
+def test_layers_stacked_by_a_scan_are_numbered_in_its_order():
+    z = np.stack([random_z(i) for i in range(11)])
+    stacked = jax.vmap(lambda part: sparsity_stats(part, jnp.maximum(part, 0)))(jnp.asarray(z))
+    single = sparsity_stats(jnp.asarray(z[3]), jnp.maximum(z[3], 0))
+    found = by_layer({"first": {"stats": single}, "layers": {"sparsify": {"stats": stacked}}})
+    assert list(found) == ["first", *(f"layers_{i}" for i in range(11))]
+    for i in range(11):
+        assert nonzero_fraction(found[f"layers_{i}"])[0] == pytest.approx(fractions(z[i]).mean(), rel=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, found["layers_3"], found["first"])
+    assert list(merge([found, found])) == list(found)
+
+
 def test_the_evaluator_measures_each_layer_and_their_mean(make_subject, make_stats):
     z = {"block_0": random_z(2), "block_1": random_z(3) - 1}
     stats = {layer: make_stats(x) for layer, x in z.items()}

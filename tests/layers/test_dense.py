@@ -45,6 +45,11 @@ def test_another_initialiser_is_used_when_given():
     np.testing.assert_array_equal(flax.core.meta.unbox(params)["kernel"], np.ones((4, 6)))
 
 
+def test_biases_start_as_their_initialiser_says():
+    params = dense(6, ("embed", "mlp"), bias_init=nn.initializers.ones).init(jax.random.key(0), X)["params"]
+    np.testing.assert_array_equal(flax.core.meta.unbox(params)["bias"], np.ones(6))
+
+
 def test_computing_in_bfloat16_keeps_float32_parameters():
     layer = dense(6, ("embed", "mlp"), dtype="bfloat16")
     y, variables = layer.init_with_output(jax.random.key(0), X)

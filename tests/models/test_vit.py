@@ -259,5 +259,5 @@ def test_every_model_of_the_table_is_a_frozen_dataclass_with_the_documented_part
     cls = MODELS[name]
     assert dataclasses.is_dataclass(cls)
     assert cls.__dataclass_params__.frozen
-    for part in ("task", "inputs", "build", "check_input", "mlps", "flops"):
+    for part in ("task", "inputs", "build", "check_input", "skippable_flops", "flops"):
         assert hasattr(cls, part)

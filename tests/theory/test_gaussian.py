@@ -1,12 +1,23 @@
 import dataclasses
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.integrate import quad
 from scipy.special import erfc
 
-from sparsity.theory.gaussian import Moments, Piece, piecewise_linear, quadrature
+from sparsity.theory.gaussian import (
+    Activation,
+    Moments,
+    Piece,
+    piecewise_linear,
+    quadrature,
+    threshold_pieces,
+    top_fraction,
+)
 
 INF = math.inf
 
@@ -136,3 +147,93 @@ def test_quadrature_of_smooth_functions_has_their_known_moments(q):
 def test_quadrature_leaves_out_breaks_beyond_its_range():
     phi = as_function(RELU)
     assert quadrature(phi, 1.0, breaks=(50.0, -50.0)) == quadrature(phi, 1.0)
+
+
+@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("hermite", [0, 1, 2, 4])
+@pytest.mark.parametrize("power", [1, 2, 4])
+def test_powers_times_hermite_polynomials_are_the_integrals_by_quadrature(name, power, hermite):
+    pieces = Activation.of_pieces(TABLE[name])
+    smooth = Activation(pieces.phi, None, pieces.breaks)
+    q = np.array([0.25, 1.0, 3.0])
+    # Quadrature of polynomials times a Gaussian between the kinks is good to 1e-13 of the terms, up to 1e3.
+    np.testing.assert_allclose(pieces.power(q, power, hermite), smooth.power(q, power, hermite), rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_powers_of_the_slope_are_the_integrals_by_quadrature(name):
+    pieces = Activation.of_pieces(TABLE[name])
+    smooth = Activation(pieces.phi, None, pieces.breaks)
+    for power in (2, 4):
+        # The slope is a central difference: 1e-16 |z| / 1e-6.
+        np.testing.assert_allclose(pieces.slope_power(1.3, power), smooth.slope_power(1.3, power), rtol=1e-8)
+
+
+def test_powers_of_smooth_functions_are_their_known_moments():
+    sine, q = Activation(np.sin), np.array([0.5, 2.0])
+    # E sin^2 = (1 - e^{-2q}) / 2, so d/dq = e^{-2q} = E[sin^2 He_2] / (2q), d^2/dq^2 = -2 e^{-2q}.
+    np.testing.assert_allclose(sine.power(q, 2), (1 - np.exp(-2 * q)) / 2, rtol=1e-13)
+    np.testing.assert_allclose(sine.power(q, 2, 2) / (2 * q), np.exp(-2 * q), rtol=1e-12)
+    np.testing.assert_allclose(sine.power(q, 2, 4) / (4 * q**2), -2 * np.exp(-2 * q), rtol=1e-11)
+
+
+def test_an_activation_of_pieces_is_their_function_with_their_edges_as_breaks():
+    activation, z = Activation.of_pieces(CROOKED), np.linspace(-5, 5, 101) + 0.003
+    np.testing.assert_allclose(activation.phi(z), as_function(CROOKED)(z))
+    assert activation.breaks == (-2.0, -0.3, 0.2, 0.9, 4.0)
+    assert set(activation.slope(z)) == {-0.4, 3.0, 0.0}
+
+
+def test_threshold_pieces_are_the_four_activations():
+    tau, m, z = 0.5, 1.25, np.linspace(-4, 4, 81) + 0.01
+    one = np.maximum(z - tau, 0)
+    two = np.sign(z) * np.maximum(np.abs(z) - tau, 0)
+    for pieces, expected in (
+        (threshold_pieces(tau), one),
+        (threshold_pieces(tau, m), np.minimum(one, m)),
+        (threshold_pieces(tau, two_sided=True), two),
+        (threshold_pieces(tau, m, two_sided=True), np.clip(two, -m, m)),
+    ):
+        np.testing.assert_allclose(as_function(pieces)(z), expected, atol=1e-15)
+
+
+@pytest.mark.parametrize("q", [0.0, -1.0, float("nan")])
+def test_an_activation_refuses_a_variance_that_is_not_positive(q):
+    for activation in (Activation.of_pieces(RELU), Activation(np.tanh)):
+        with pytest.raises(ValueError, match=r"^q: a variance must be positive"):
+            activation.power(q, 2)
+
+
+def test_the_share_above_a_level_of_a_monotone_function_is_a_tail():
+    q, level = 1.7, 0.3
+    tail = upper_tail((0.7 + level) / math.sqrt(q))
+    soft = Activation.of_pieces(SOFT)
+    assert soft.share_above(q, level) == pytest.approx(2 * tail, rel=1e-12)
+    assert soft.share_above(q, 0.0) == pytest.approx(piecewise_linear(SOFT, q).density, rel=1e-8)
+    jump = Activation.of_pieces((Piece(0.4, INF, 0.0, 1.0),))
+    assert jump.share_above(q, level) == pytest.approx(upper_tail(0.4 / math.sqrt(q)), rel=1e-8)
+    assert Activation(np.tanh).share_above(q, 0.5) == pytest.approx(2 * upper_tail(np.arctanh(0.5) / math.sqrt(q)))
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.5])
+def test_the_moments_of_top_k_over_many_units_are_those_of_a_sample(share):
+    q, units, rows = 1.4, 4096, 100
+    z = np.random.default_rng(0).normal(0, q**0.5, (rows, units))
+    k = round(share * units)
+    h = np.where((z >= np.sort(z, -1)[:, -k][:, None]) & (z > 0), z, 0)
+    got = top_fraction(share, q)
+    assert got.density == got.slope == pytest.approx(share, rel=1e-12)
+    for power, expected in ((1, got.mean), (2, got.second)):
+        sample = (h**power).mean(-1)
+        # Five standard errors, and the bias of the sample's quantile, of order 1 / units.
+        assert abs(sample.mean() - expected) < 5 * sample.std() / rows**0.5 + 5 / units
+
+
+def test_top_k_beyond_the_positive_half_is_refused():
+    with pytest.raises(ValueError, match=r"^share: must be in \(0, 0.5\], got 0.6$"):
+        top_fraction(0.6, 1.0)
+
+
+def test_the_theory_imports_no_jax():
+    code = "import sys, sparsity.theory.edge_of_chaos; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
