@@ -73,6 +73,9 @@ def test_there_are_config_files():
     assert CONFIGS / "quickstart.py" in FILES
 
 
+WITH_RUNS = [path for path in FILES if hasattr(load(path), "get_config")]
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(CONFIGS)))
 class TestConfigFile:
     def test_the_docstring_has_the_claim_the_command_the_hardware_and_the_expected_number(self, path):
@@ -80,6 +83,14 @@ class TestConfigFile:
         for heading in ("Claim:", "Command:", "Hardware:", "Expected:", "assumed:"):
             assert re.search(rf"^{heading} \S", text, re.MULTILINE), heading
 
+    def test_a_file_without_get_config_is_a_study_of_theory_and_has_no_runs(self, path):
+        module = load(path)
+        if not hasattr(module, "get_config"):
+            assert [module.sweep(scale) for scale in ("embedded", "paper")] == [[], []]
+
+
+@pytest.mark.parametrize("path", WITH_RUNS, ids=lambda p: str(p.relative_to(CONFIGS)))
+class TestConfigFileWithRuns:
     def test_get_config_has_a_default_that_builds(self, path):
         config = load(path).get_config()
         assert isinstance(config, ConfigDict)

@@ -1,6 +1,7 @@
 """The studies, by name; configs/<name>.py declares each one's runs."""
 
+from sparsity.studies.price2024 import MAPS
 from sparsity.studies.quickstart import QUICKSTART
 from sparsity.studies.runner import Study
 
-STUDIES: dict[str, Study] = {"quickstart": QUICKSTART}
+STUDIES: dict[str, Study] = {study.name: study for study in (QUICKSTART, MAPS)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import matplotlib
@@ -65,7 +65,7 @@ Runs = Mapping[str, RunView]
 
 def training_curves(runs: Runs) -> Drawing:
     """Loss (log y) and accuracy against step: training smoothed over 25 steps, validation dotted."""
-    figure, axes = _figure(1, 2)
+    figure, axes = panels(1, 2)
     for i, (name, view) in enumerate(runs.items()):
         train, validation = view.records("train"), view.records("validation")
         for axis, key, val_key in ((axes[0], "loss", "nll"), (axes[1], "accuracy", "accuracy")):
@@ -76,12 +76,12 @@ def training_curves(runs: Runs) -> Drawing:
     axes[0].set(yscale="log", xlabel="step", ylabel="loss (nats)")
     axes[1].set(xlabel="step", ylabel="accuracy", ylim=(None, 1.01))
     axes[1].legend()
-    return _done(figure)
+    return done(figure)
 
 
 def nonzero_by_step(runs: Runs) -> Drawing:
     """Nonzero % of each MLP layer on training batches against step, log y, ±1 SE (Li et al., Fig. 1)."""
-    figure, axes = _figure(1, len(runs), sharey=True)
+    figure, axes = panels(1, len(runs), sharey=True)
     for axis, (name, view) in zip(axes, runs.items(), strict=True):
         rows = view.records("sparsity")
         layers = list(rows[0]["layers"]) if rows else []
@@ -95,12 +95,12 @@ def nonzero_by_step(runs: Runs) -> Drawing:
         axis.set_yticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
     axes[0].set_ylabel("nonzero activations (%)")
     axes[0].legend()
-    return _done(figure)
+    return done(figure)
 
 
 def firing_rates(runs: Runs) -> Drawing:
     """Share of tokens on which each unit is nonzero, units sorted, per layer (Li et al., Fig. 3)."""
-    figure, axes = _figure(1, len(runs), sharey=True)
+    figure, axes = panels(1, len(runs), sharey=True)
     for axis, (name, view) in zip(axes, runs.items(), strict=True):
         rates = view.outcome.arrays.get("firing_rates", {})
         for (layer, values), color in zip(rates.items(), _layer_colors(len(rates)), strict=True):
@@ -110,13 +110,13 @@ def firing_rates(runs: Runs) -> Drawing:
         axis.set_yticks([0, 0.1, 1, 10, 100], ["0", "0.1", "1", "10", "100"])
     axes[0].set_ylabel("tokens on which it fires (%)")
     axes[0].legend()
-    return _done(figure)
+    return done(figure)
 
 
 def pre_activations(runs: Runs) -> Drawing:
     """Histograms of pre-activations, first and last record of training, per layer and run."""
     layers = list(next(iter(runs.values())).records("sparsity")[0]["layers"])
-    figure, axes = _figure(len(runs), len(layers), height=1.8, sharex=True)
+    figure, axes = panels(len(runs), len(layers), height=1.8, sharex=True)
     centres = (HISTOGRAM_EDGES[:-1] + HISTOGRAM_EDGES[1:]) / 2
     width = HISTOGRAM_EDGES[1] - HISTOGRAM_EDGES[0]
     for row, (name, view) in zip(np.atleast_2d(axes), runs.items(), strict=True):
@@ -132,12 +132,12 @@ def pre_activations(runs: Runs) -> Drawing:
     np.atleast_2d(axes)[0, 0].legend()
     for axis in np.atleast_2d(axes)[-1]:
         axis.set_xlabel("pre-activation z")
-    return _done(figure)
+    return done(figure)
 
 
 def reliability_diagram(runs: Runs) -> Drawing:
     """Accuracy against mean confidence per bin; area of a dot: examples in the bin (Guo et al. 2017)."""
-    figure, axes = _figure(1, len(runs), height=3.2, sharey=True)
+    figure, axes = panels(1, len(runs), height=3.2, sharey=True)
     for axis, (name, view) in zip(axes, runs.items(), strict=True):
         axis.plot([0, 1], [0, 1], "k:", lw=1)
         bins = view.outcome.arrays.get("reliability")
@@ -147,20 +147,21 @@ def reliability_diagram(runs: Runs) -> Drawing:
         ece = view.measures().get("ece")
         axis.set(title=f"{name}\nECE {ece}" if ece else name, xlabel="confidence", xlim=(0, 1.03), ylim=(0, 1.03))
     axes[0].set_ylabel("accuracy")
-    return _done(figure)
+    return done(figure)
 
 
-# Figure, its caption; in the order of a report.
-FIGURES = {
-    "Training": (training_curves, training_curves.__doc__),
-    "Nonzero activations": (nonzero_by_step, nonzero_by_step.__doc__),
-    "Firing rates": (firing_rates, firing_rates.__doc__),
-    "Pre-activations": (pre_activations, pre_activations.__doc__),
-    "Calibration": (reliability_diagram, reliability_diagram.__doc__),
+# The figures of training runs, in the order of a report; a figure's docstring is its caption.
+FIGURES: dict[str, Callable[[Runs], Drawing]] = {
+    "Nonzero activations": nonzero_by_step,
+    "Training": training_curves,
+    "Firing rates": firing_rates,
+    "Pre-activations": pre_activations,
+    "Calibration": reliability_diagram,
 }
 
 
-def _figure(rows: int, columns: int, height: float = 2.9, **kwargs: Any) -> tuple[Figure, Any]:
+def panels(rows: int, columns: int, height: float = 2.9, **kwargs: Any) -> tuple[Figure, Any]:
+    """A figure as wide as a report and its axes: an array [columns] for one row, else [rows, columns]."""
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(
             rows, columns, figsize=(9.5, height * rows), squeeze=False, layout="constrained", **kwargs
@@ -193,8 +194,9 @@ class Drawing:
         return self.svg()
 
 
-def _done(figure: Figure) -> Drawing:
-    plt.close(figure)  # pyplot would keep it for ever
+def done(figure: Figure) -> Drawing:
+    """`figure`, no longer held by pyplot, which would keep it for ever."""
+    plt.close(figure)
     return Drawing(figure)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from sparsity.run import Outcome
-from sparsity.studies import draw
 from sparsity.studies.runner import Record, Study
 from sparsity.writer import read_metrics
 
@@ -59,6 +58,5 @@ QUICKSTART = Study(
         "first, training alone makes activations sparse, as Li et al. (2022) found for T5 and ViT; in the second, "
         "they are sparse by construction."
     ),
-    figure=draw.nonzero_by_step,
     findings=findings,
 )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import html
+import inspect
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from sparsity.run import Outcome, Workdir
 from sparsity.studies import draw
-from sparsity.studies.draw import RunView
+from sparsity.studies.draw import Drawing, Runs, RunView
 from sparsity.studies.judge import Judgement
 from sparsity.writer import write_text
 
@@ -62,6 +63,7 @@ def results_page(
     introduction: str,
     findings: Sequence[str],
     runs: Mapping[str, RunView],
+    figures: Mapping[str, Callable[[Runs], Drawing]] = draw.FIGURES,
     judgements: Sequence[Judgement] = (),
 ) -> str:
     """One self-contained HTML page: findings, verdicts, table, figures, definitions, configs."""
@@ -72,12 +74,14 @@ def results_page(
         parts += ["<h2>Findings</h2><ul>", *(f"<li>{html.escape(f)}</li>" for f in findings), "</ul>"]
     if judgements:
         parts += ["<h2>Claims</h2>", _claims(judgements)]
-    parts += ["<h2>Results</h2>", "<p>Value ± standard error; what each is stands under Definitions.</p>"]
-    parts.append(_html_table(outcomes))
-    for heading, (figure, caption) in draw.FIGURES.items() if drawn else ():
-        svg = figure(drawn).svg()
-        parts += [f"<h2>{heading}</h2><figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"]
-    parts += ["<h2>Definitions</h2>", _definitions(outcomes), "<h2>Configs</h2>"]
+    if runs:
+        parts += ["<h2>Results</h2>", "<p>Value ± standard error; what each is stands under Definitions.</p>"]
+        parts.append(_html_table(outcomes))
+    for heading, figure in figures.items() if drawn or not runs else ():
+        caption = html.escape(inspect.cleandoc(figure.__doc__))
+        parts += [f"<h2>{heading}</h2><figure>{figure(drawn).svg()}<figcaption>{caption}</figcaption></figure>"]
+    if runs:
+        parts += ["<h2>Definitions</h2>", _definitions(outcomes), "<h2>Configs</h2>"]
     for name, view in runs.items():
         text = html.escape(json.dumps(view.config, indent=1))
         parts.append(f"<details><summary>{html.escape(name)}</summary><pre>{text}</pre></details>")

@@ -14,8 +14,8 @@ import jax
 from sparsity import config as config_lib
 from sparsity.config import ConfigError
 from sparsity.run import Engine, Outcome, RunConfig, Workdir, run, run_config
-from sparsity.studies import report
-from sparsity.studies.draw import Drawing, RunView
+from sparsity.studies import draw, report
+from sparsity.studies.draw import Drawing, Runs, RunView
 from sparsity.studies.judge import Claim, Judgement, judge
 from sparsity.writer import Progress, write_bytes, write_json, write_text
 
@@ -36,17 +36,19 @@ class Study:
     Attributes:
       name: its config is configs/<name>.py; its results go to W/<name>/.
       title, introduction: of the report, for someone who did not run it.
-      figure: the study's one figure, from the finished runs by name.
       findings: the sentences that answer the question, computed from the records.
+      figures: by heading, each from the finished runs by name; the first is the study's figure.png.
       claims: what the paper claims, judged from the records.
+      results: the records as the text of results.csv; by default every measure of every run.
     """
 
     name: str
     title: str
     introduction: str
-    figure: Callable[[Mapping[str, RunView]], Drawing]
     findings: Callable[[Sequence[Record]], list[str]]
+    figures: Mapping[str, Callable[[Runs], Drawing]] = dataclasses.field(default_factory=lambda: draw.FIGURES)
     claims: tuple[Claim, ...] = ()
+    results: Callable[[Sequence[Record]], str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Part:
         chosen = [
             c for c, f in zip(configs, flat, strict=True) if all(str(f.get(k)) == v for k, v in self.only.items())
         ]
-        if not chosen:
+        if self.only and not chosen:
             raise ConfigError(f"--only: no run has {', '.join(f'{k}={v}' for k, v in self.only.items())}")
         return chosen[self.shard[0] :: self.shard[1]]
 
@@ -172,7 +174,7 @@ def run_study(
         if outcome.status == "finished" and not files.report.exists():
             report.write_run_report(files)
         records.append(Record(config, files, outcome))
-    text = report.text_table({r.config.name: r.outcome for r in records})
+    text = report.text_table({r.config.name: r.outcome for r in records}) if records else ""
     if not part.whole:
         return Results(f"{text}\n\na part of the study: run it whole for its results", None)
     page = workdir / study.name / "report" / "index.html"
@@ -192,12 +194,12 @@ def _write(
     page.parent.mkdir(parents=True, exist_ok=True)
     folder = page.parents[1]
     outcomes = {r.config.name: r.outcome for r in records}
-    write_text(folder / "results.csv", report.results_csv(outcomes))
+    write_text(folder / "results.csv", study.results(records) if study.results else report.results_csv(outcomes))
     write_json(folder / "claims.json", [j.record() for j in judgements])
     runs = {r.config.name: RunView.of(r.files, r.outcome) for r in records}
     finished = {name: view for name, view in runs.items() if view.outcome.status == "finished"}
-    if finished:
-        drawing = study.figure(finished)
+    if finished or not runs:
+        drawing = next(iter(study.figures.values()))(finished)
         write_bytes(folder / "figure.png", drawing.png())
         write_text(folder / "figure.svg", drawing.svg())
-    write_text(page, report.results_page(study.title, study.introduction, findings, runs, judgements))
+    write_text(page, report.results_page(study.title, study.introduction, findings, runs, study.figures, judgements))

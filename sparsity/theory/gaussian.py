@@ -193,11 +193,11 @@ class Activation:
 
     @classmethod
     def of_pieces(cls, pieces: Sequence[Piece]) -> Activation:
-        """The piecewise linear activation; 0 outside all pieces and at their edges."""
+        """The piecewise linear activation; 0 outside all pieces. At an edge the first piece that has it counts."""
         pieces = tuple(pieces)
 
         def phi(z):
-            inside = [(p.lo < z) & (z < p.hi) for p in pieces]
+            inside = [(p.lo <= z) & (z <= p.hi) for p in pieces]
             return np.select(inside, [p.slope * z + p.offset for p in pieces], 0.0)
 
         return cls(phi, pieces, tuple(sorted({e for p in pieces for e in (p.lo, p.hi) if math.isfinite(e)})))

@@ -237,3 +237,9 @@ def test_top_k_beyond_the_positive_half_is_refused():
 def test_the_theory_imports_no_jax():
     code = "import sys, sparsity.theory.edge_of_chaos; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
+
+
+def test_a_clipped_activation_has_no_hole_where_its_pieces_meet():
+    """Found by eye: at z = tau + m exactly, between two open pieces, it fell to zero."""
+    phi = Activation.of_pieces(threshold_pieces(1.0, 1.0, two_sided=True)).phi
+    np.testing.assert_array_equal(phi(np.array([-2.0, -1.0, 1.0, 2.0])), [-1, 0, 0, 1])
