@@ -24,7 +24,14 @@ EXIT_CODES = """exit codes: 0 done; 2 a mistake in the input, named in one line;
 
 def define_config() -> None:
     """Defines --config=FILE.py[:ARG], with --config.KEY=VALUE overrides."""
-    config_flags.DEFINE_config_file("config", None, "a run: FILE.py[:ARG]; override keys with --config.KEY=VALUE")
+    what = "a run: FILE.py[:ARG]; override keys with --config.KEY=VALUE"
+    # Keys that the file leaves at their defaults can be set too; run_config refuses those that do not exist.
+    config_flags.DEFINE_config_file("config", None, what, lock_config=False, accept_new_attributes=True)
+
+
+def overrides() -> frozenset[str]:
+    """The dotted config keys given on the command line."""
+    return frozenset(config_flags.get_override_values(flags.FLAGS["config"]))
 
 
 def main(body: Callable[[], int]) -> None:
@@ -101,12 +108,13 @@ def _check_config_file(argv: list[str]) -> None:
 
 def _first_line(error: Exception) -> str:
     """The message of an exception raised while flags were parsed, on one line."""
-    text = str(error).split("Error: ")[-1]  # absl quotes a config file's whole traceback
-    if missing := re.search(r"Flag (--\w+) must have a value", str(text)):
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error  # str() would quote it
+    text = str(text).split("Error: ")[-1]  # absl quotes a config file's whole traceback
+    if missing := re.search(r"Flag (--\w+) must have a value", text):
         text = f"{missing[1]}: required"
-    if "get_config" in str(text) and isinstance(error, AttributeError):
+    if "get_config" in text and isinstance(error, AttributeError):
         text = "--config: the file defines no get_config()"
-    return " ".join(str(text).split())
+    return " ".join(text.split())
 
 
 def _fail(message: str) -> None:

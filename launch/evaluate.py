@@ -28,16 +28,19 @@ def evaluate() -> int:
     names = tuple(_EVALS.value) or config.evals.names
     for name in names:
         lookup(EVALS, name, "evaluator")
+    if _OUT.value and not Path(_OUT.value).parent.is_dir():
+        raise ConfigError(f"--out: no directory {Path(_OUT.value).parent}")
     engine = run_lib.Engine(config)
-    with Checkpoints(files.checkpoints, config.keep) as checkpoints:
+    with Checkpoints(files.checkpoints, read_only=True) as checkpoints:
         if checkpoints.latest() is None:
             raise ConfigError(f"workdir {files.path}: holds no checkpoint")
         state = engine.restore(checkpoints)
     result = run_lib.evaluate(engine.subject(state, config.evals.split), names)
-    step = int(state.step)
-    outcome = run_lib.Outcome("finished", step, result.measures, result.arrays)
+    step, recorded = int(state.step), files.read_outcome()
+    status = "unfinished" if recorded is None else recorded.status
+    outcome = run_lib.Outcome(status, step, result.measures, result.arrays)
     print(report.text_table({config.name: outcome}))
-    print(f"checkpoint of step {step}; {_against_record(files.read_outcome(), outcome)}")
+    print(f"checkpoint of step {step} of {config.steps}; {_against_record(recorded, outcome)}")
     if _OUT.value:
         record = {"step": step, "measures": [dataclasses.asdict(m) for m in result.measures]}
         write_json(Path(_OUT.value), record)

@@ -16,7 +16,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run; made if m
 
 def train() -> int:
     """One run and its report."""
-    config = run_lib.run_config(flags.FLAGS.config)
+    config = run_lib.run_config(flags.FLAGS.config, cli.overrides())
     outcome = run_lib.run(config, _WORKDIR.value, Progress())
     files = run_lib.Workdir(_WORKDIR.value)
     if outcome.status == "diverged":

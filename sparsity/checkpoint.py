@@ -11,11 +11,15 @@ import orbax.checkpoint as ocp
 class Checkpoints:
     """The checkpoints of one run: saved in the background, the last `keep` kept.
 
-    Use as a context manager: leaving waits for the save under way.
+    Use as a context manager: leaving waits for the save under way. `read_only` changes nothing on
+    disk, not even the half-written checkpoint of a run that is still training; without it, what a
+    kill left half-written is removed.
     """
 
-    def __init__(self, directory: Path, keep: int = 2):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+    def __init__(self, directory: Path, keep: int = 2, *, read_only: bool = False):
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, cleanup_tmp_directories=not read_only, read_only=read_only
+        )
         self._manager = ocp.CheckpointManager(Path(directory).absolute(), options=options)
 
     def __enter__(self) -> Checkpoints:

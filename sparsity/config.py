@@ -29,6 +29,8 @@ class ConfigError(ValueError):
 def nearest(word: str, choices: Iterable[str]) -> str:
     """`'; did you mean "x"?'` for the closest choice, else `'; valid: a, b, c'`."""
     choices = sorted(map(str, choices))
+    if not choices:
+        return "; there are none"
     close = difflib.get_close_matches(str(word), choices, n=1, cutoff=0.6)
     return f'; did you mean "{close[0]}"?' if close else f"; valid: {', '.join(choices)}"
 
@@ -142,6 +144,38 @@ def _scalar(hint: type, value: Any, path: str) -> Any:
     if hint is float and not math.isfinite(value):
         raise ConfigError(f"{path}: expected a finite number, got {value}")
     return value
+
+
+def without_stale(cls: type, section: Mapping[str, Any], chosen: frozenset[str], where: str = "") -> dict[str, Any]:
+    """`section` of `cls` without settings that belong to a union's former choice.
+
+    Where the dotted path of a union's `name` is among `chosen` (set by the user, over a config
+    that had another name), keys that the new choice lacks are dropped, unless chosen themselves.
+
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Dot:
+    ...     pass
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Page:
+    ...     shape: object = one_of({"dot": Dot})
+    >>> without_stale(Page, {"shape": {"name": "dot", "radius": 2.0}}, frozenset({"shape.name"}))
+    {'shape': {'name': 'dot'}}
+    """
+    out, hints = dict(section.items()), typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        value, path = out.get(field.name), f"{where}{field.name}"
+        table = field.metadata.get(_TABLE)
+        inner = hints[field.name]
+        if not hasattr(value, "items"):
+            continue
+        value = dict(value.items())
+        if table is not None:
+            inner = table.get(value.get("name"))
+            if inner is not None and f"{path}.name" in chosen:
+                known = {"name", *(f.name for f in dataclasses.fields(inner))}
+                value = {k: v for k, v in value.items() if k in known or f"{path}.{k}" in chosen}
+        out[field.name] = without_stale(inner, value, chosen, f"{path}.") if dataclasses.is_dataclass(inner) else value
+    return out
 
 
 def to_dict(config: Any) -> Any:

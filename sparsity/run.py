@@ -10,7 +10,7 @@ import re
 import resource
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ from sparsity.data import SOURCES
 from sparsity.data.pipeline import train_batches
 from sparsity.evals import EVALS
 from sparsity.evals.predict import make_predict
-from sparsity.evals.result import EvalConfig, Measure, Result, Subject
+from sparsity.evals.result import EvalConfig, Measure, Result, Subject, mean_and_se
 from sparsity.evals.sparsity import by_layer, merge, nonzero_fraction
 from sparsity.models import MODELS
 from sparsity.spmd import MeshConfig
@@ -92,9 +92,13 @@ class RunConfig:
         return ("every.", "evals.", "keep", *horizon)
 
 
-def run_config(section: Mapping[str, Any]) -> RunConfig:
-    """The typed config of a run from a ConfigDict or dict. Raises ConfigError, in one line."""
-    return config_lib.build(RunConfig, section)
+def run_config(section: Mapping[str, Any], chosen: Iterable[str] = ()) -> RunConfig:
+    """The typed config of a run from a ConfigDict or dict. Raises ConfigError, in one line.
+
+    `chosen` are the dotted keys that the user set over a config file: choosing another sparsifier
+    by name, say, drops the settings of the file's own.
+    """
+    return config_lib.build(RunConfig, config_lib.without_stale(RunConfig, section, frozenset(chosen)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,13 +106,14 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-      status: "finished" or "diverged"; both are terminal.
+      status: "finished" or "diverged", both terminal; "unfinished" only of a checkpoint looked at
+        before its run has ended.
       step: updates done, or the step whose loss was not finite.
       measures, arrays: the final evaluation (empty if diverged).
       resumed: nothing was computed now; the workdir was already terminal.
     """
 
-    status: Literal["finished", "diverged"]
+    status: Literal["finished", "diverged", "unfinished"]
     step: int
     measures: tuple[Measure, ...] = ()
     arrays: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -155,6 +160,20 @@ class Workdir:
             listed = "; ".join(f"{k}: {old!r} there, {new!r} asked for" for k, (old, new) in refused.items())
             raise WorkdirError(f"workdir {self.path}: made with another config ({listed}); use another workdir")
 
+    def ended(self, config: RunConfig) -> Outcome | None:
+        """How the run of `config` ended here, or None if there is something left to do.
+
+        More steps are something to do, and so are other settings of the evaluation.
+
+        Raises:
+          WorkdirError: the workdir belongs to another config.
+        """
+        self.refuse_other(config)
+        outcome = self.read_outcome()
+        if outcome is None or outcome.status == "diverged":
+            return outcome
+        return outcome if outcome.step >= config.steps and self.saved_config().evals == config.evals else None
+
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:
         """Holds the run for this process, by a kernel lock that ends with the process, even by kill -9.
@@ -197,22 +216,36 @@ class Engine:
         if config.batch % (self.mesh.shape["data"] * config.accumulate):
             shape = f"{self.mesh.shape['data']} data devices x {config.accumulate} microbatches"
             raise ConfigError(f"config.batch: {config.batch} is not divisible by {shape}")
+        if jax.process_count() > 1:
+            raise ConfigError(f"{jax.process_count()} processes: only one is supported as yet")
+        if config.evals.batch % self.mesh.shape["data"]:
+            raise ConfigError(
+                f"config.evals.batch: {config.evals.batch} is not divisible by {self.mesh.shape['data']} data devices"
+            )
         self.model = config.model.build(config.data.classes)
         self.tx, self.schedule = config.optimizer.build(config.steps)
         self.inputs = (np.zeros((1, *config.data.image_shape), np.float32),)
+        self.abstract = self._abstract_state()
+
+    def _abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state; nothing is computed. Raises ConfigError."""
+        specs = state_specs(self.model, self.tx, self.inputs)
+        abstract = abstract_state(self.model, self.tx, spmd.shardings(self.mesh, specs), self.inputs)
+        spmd.check_divisible(abstract.params, specs.params, self.mesh)
+        return abstract
+
+    @property
+    def placed(self) -> TrainState:
+        """The shardings of the state."""
+        return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
 
     def new_state(self) -> tuple[TrainState, TrainState]:
         """The state of step 0, and its shardings."""
         return init_state(self.model, self.tx, self.mesh, self.config.seed, self.inputs)
 
-    def abstract_state(self) -> TrainState:
-        """Shapes, dtypes and shardings of the state; nothing is computed."""
-        placed = spmd.shardings(self.mesh, state_specs(self.model, self.tx, self.inputs))
-        return abstract_state(self.model, self.tx, placed, self.inputs)
-
     def restore(self, checkpoints: Checkpoints, step: int | None = None) -> TrainState:
         """The state of a checkpoint (the latest by default) on this mesh."""
-        return checkpoints.restore(self.abstract_state(), step)
+        return checkpoints.restore(self.abstract, step)
 
     def step(self, placed: TrainState, record: bool):
         """The compiled training step, with or without recording."""
@@ -257,11 +290,12 @@ def run(config: RunConfig, workdir: str | Path, progress: Progress | None = None
     progress = progress or Progress()
     files = Workdir(workdir)
     files.create()
-    files.refuse_other(config)
-    ended = files.read_outcome()
-    if ended is not None and (ended.status == "diverged" or ended.step >= config.steps):
+    if (ended := files.ended(config)) is not None:
         return ended
     with files.claim():
+        # Again: another process may have held the claim until now, and ended the run.
+        if (ended := files.ended(config)) is not None:
+            return ended
         engine = Engine(config)
         write_json(files.config, config_lib.to_dict(config))
         outcome = _train_and_evaluate(engine, files, progress)
@@ -272,9 +306,9 @@ def run(config: RunConfig, workdir: str | Path, progress: Progress | None = None
 def _train_and_evaluate(engine: Engine, files: Workdir, progress: Progress) -> Outcome:
     config = engine.config
     with Checkpoints(files.checkpoints, config.keep) as checkpoints:
-        state, placed = engine.new_state()
         meta = {"config": config_lib.to_dict(config)}
         if checkpoints.latest() is None:
+            state, _ = engine.new_state()
             checkpoints.save(0, state, meta)  # so that a last good checkpoint always exists
         else:
             state = engine.restore(checkpoints)
@@ -288,8 +322,8 @@ def _train_and_evaluate(engine: Engine, files: Workdir, progress: Progress) -> O
             state = train(
                 state,
                 train_batches(config.data, config.batch, config.seed, start),
-                engine.step(placed, record=False),
-                engine.step(placed, record=True),
+                engine.step(engine.placed, record=False),
+                engine.step(engine.placed, record=True),
                 engine.mesh,
                 config.steps,
                 config.every,
@@ -343,9 +377,9 @@ def _machine_measures(files: Workdir) -> tuple[Measure, ...]:
     windows = [1 / r["seconds_per_step"] for r in read_metrics(files.metrics) if r["kind"] == "speed"]
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     memory = kilobytes / 1024**2 if sys.platform != "darwin" else kilobytes / 1024**3
-    out = [Measure("peak_memory_gib", memory, None, 1, "peak resident memory of the process on the host", "GiB")]
+    text = "most resident memory on the host that the process ever had, earlier runs of the same process included"
+    out = [Measure("peak_memory_gib", memory, None, 1, text, "GiB")]
     if windows:
-        se = float(np.std(windows, ddof=1) / len(windows) ** 0.5) if len(windows) > 1 else None
-        text = "training steps per second, median over windows of plain steps (no compile, record, eval or save)"
-        out.insert(0, Measure("steps_per_second", float(np.median(windows)), se, len(windows), text, "steps/s"))
+        text = "training steps per second, mean over n windows of plain steps (no compile, record, eval or save)"
+        out.insert(0, Measure("steps_per_second", *mean_and_se(windows), len(windows), text, "steps/s"))
     return tuple(out)

@@ -107,6 +107,18 @@ def _factored_spec(slot: tuple, shape: tuple, entries: list, row: bool) -> Parti
     return PartitionSpec(*(e for i, e in enumerate(entries) if i != dropped))
 
 
+def check_divisible(shapes: Any, specs: Any, mesh: Mesh) -> None:
+    """Raises ConfigError naming the first array whose sharded axis the mesh does not divide."""
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    partitions = jax.tree.leaves(specs, is_leaf=lambda s: isinstance(s, PartitionSpec))
+    for (path, leaf), spec in zip(leaves, partitions, strict=True):
+        for size, name in zip(leaf.shape, spec, strict=False):
+            if name is not None and size % mesh.shape[name]:
+                where = jax.tree_util.keystr(path, simple=True, separator="/")
+                n = mesh.shape[name]
+                raise ConfigError(f"config.mesh.{name}: {n} devices do not divide the {size} units of {where}")
+
+
 def shardings(mesh: Mesh, specs: Any) -> Any:
     """A tree of PartitionSpecs as NamedShardings on `mesh`."""
     return jax.tree.map(lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda s: isinstance(s, PartitionSpec))

@@ -1,3 +1,6 @@
+import shutil
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +30,23 @@ def test_a_step_is_saved_once(tmp_path):
         checkpoints.save(3, {"x": jnp.zeros(2)}, {})
     with Checkpoints(tmp_path / "c") as checkpoints:
         np.testing.assert_array_equal(checkpoints.restore({"x": jax.ShapeDtypeStruct((2,), jnp.float32)})["x"], [1, 1])
+
+
+def test_a_reader_leaves_a_save_under_way_alone(tmp_path):
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        checkpoints.save(1, {"x": jnp.ones(2)}, {})
+    half = tmp_path / "c" / "2.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / "c" / "1", half)
+    with Checkpoints(tmp_path / "c", read_only=True) as checkpoints:
+        assert checkpoints.latest() == 1
+        checkpoints.restore({"x": jax.ShapeDtypeStruct((2,), jnp.float32)})
+    assert half.exists()
+    with Checkpoints(tmp_path / "c") as checkpoints:  # the run itself, after a kill
+        assert checkpoints.latest() == 1
+        deadline = time.monotonic() + 30
+        while half.exists() and time.monotonic() < deadline:  # orbax cleans up in the background
+            time.sleep(0.05)
+    assert not half.exists()
 
 
 def test_restoring_nothing_raises(tmp_path):

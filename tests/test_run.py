@@ -16,6 +16,7 @@ from sparsity import recipes
 from sparsity.checkpoint import Checkpoints
 from sparsity.config import ConfigError, to_dict
 from sparsity.evals import EVALS
+from sparsity.ops.sparsifiers import Relu
 from sparsity.run import Engine, Outcome, Workdir, WorkdirError, evaluate, run, run_config
 from sparsity.train.guard import Preempted
 from sparsity.writer import Progress, read_metrics
@@ -229,6 +230,42 @@ def test_intervals_and_evals_may_change_on_resume_but_steps_only_without_a_horiz
     assert Workdir(tmp_path / "constant").saved_config().steps == 6
     run(run_config(tiny_config), tmp_path / "at_once", Quiet())
     assert _digest(tmp_path / "constant") == _digest(tmp_path / "at_once")
+
+
+def test_other_evaluators_on_a_finished_run_evaluate_it_anew_and_train_nothing(tiny_config, tmp_path):
+    tiny_config.evals.names = ("accuracy",)
+    run(run_config(tiny_config), tmp_path / "w", Quiet())
+    digest, metrics = _digest(tmp_path / "w"), (tmp_path / "w" / "metrics.jsonl").read_bytes()
+    tiny_config.evals.names = ("accuracy", "calibration")
+    again = run(run_config(tiny_config), tmp_path / "w", Quiet())
+    assert not again.resumed
+    assert "ece" in {m.name for m in again.measures}
+    assert Workdir(tmp_path / "w").saved_config().evals.names == ("accuracy", "calibration")
+    assert (_digest(tmp_path / "w"), (tmp_path / "w" / "metrics.jsonl").read_bytes()) == (digest, metrics)
+    assert run(run_config(tiny_config), tmp_path / "w", Quiet()).resumed
+
+
+def test_a_run_that_ended_while_we_waited_for_the_claim_is_not_run_again(tiny_config, tmp_path, monkeypatch):
+    run(run_config(tiny_config), tmp_path / "w", Quiet())
+    real, calls = Workdir.ended, []
+
+    def first_too_early(self, config):
+        calls.append(1)
+        return None if len(calls) == 1 else real(self, config)
+
+    monkeypatch.setattr(Workdir, "ended", first_too_early)
+    assert run(run_config(tiny_config), tmp_path / "w", Quiet()).resumed
+
+
+def test_choosing_another_sparsifier_by_name_drops_the_settings_of_the_former(tiny_config):
+    config = recipes.with_top_k(tiny_config, 4)
+    config.model.mlp.sparsifier.name = "relu"
+    with pytest.raises(ConfigError, match=r"sparsifier\.\w+: unknown key; there are none"):
+        run_config(config)
+    chosen = [f"{SPARSIFIER}.name"]
+    assert run_config(config, chosen).model.mlp.sparsifier == Relu()
+    with pytest.raises(ConfigError, match=r"sparsifier\.k: unknown key"):  # but not one the user set too
+        run_config(config, [*chosen, f"{SPARSIFIER}.k"])
 
 
 def test_a_workdir_in_use_is_refused_naming_the_process(tmp_path, tiny_config):

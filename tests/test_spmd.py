@@ -143,6 +143,23 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused():
         Engine(run_config(config))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"evals": {"batch": 102}}, "config.evals.batch: 102 is not divisible by 4 data devices"),
+        (
+            {"model": {"mlp": {"d_ff": 33}}},
+            "config.mesh.model: 2 devices do not divide the 33 units of block_0/mlp/wi/bias",
+        ),
+    ],
+)
+def test_sizes_that_the_mesh_does_not_divide_are_refused_before_anything_runs(tiny_config, change, message):
+    tiny_config.update(change)
+    with pytest.raises(ConfigError) as error:
+        _engine(tiny_config)
+    assert str(error.value) == message
+
+
 def test_unknown_optimizer_slots_are_replicated():
     params = {"w": jnp.ones((4, 4))}
     specs = spmd.optimizer_specs(optax.sgd(0.1, momentum=0.9).init(params), params, {"w": P(None, "model")})

@@ -32,16 +32,20 @@ _CONSTANTS = {
 }
 
 
-def constants(name: str, level: str, pixels: int) -> tuple[float, ...]:
-    """The five severities' constants of corruption `name`.
+def resolve_level(level: str, pixels: int) -> str:
+    """The benchmark that `level` names; "auto" is the one whose resolution covers `pixels`."""
+    if level != "auto":
+        return level
+    return "cifar_c" if pixels <= 32 else "tiny_imagenet_c" if pixels <= 64 else "imagenet_c"
 
-    `level` names the benchmark; "auto" takes the one whose resolution covers `pixels`.
+
+def constants(name: str, level: str, pixels: int) -> tuple[float, ...]:
+    """The five severities' constants of corruption `name`, of the benchmark `level` (see `resolve_level`).
 
     Raises:
       ConfigError: an unknown corruption or level.
     """
-    if level == "auto":
-        level = "cifar_c" if pixels <= 32 else "tiny_imagenet_c" if pixels <= 64 else "imagenet_c"
+    level = resolve_level(level, pixels)
     return lookup(lookup(_CONSTANTS, level, "corruption level"), name, "corruption")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparsity.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from sparsity.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt, resolve_level
 from sparsity.evals.result import Measure, Result, Subject, mean_and_se
 
 
@@ -15,7 +15,7 @@ def robustness(subject: Subject) -> Result:
     standard error of a mean over conditions is taken over examples.
     """
     images, labels = subject.split.images, subject.split.labels
-    level = subject.config.corruptions
+    level = resolve_level(subject.config.corruptions, images.shape[2])
     correct = np.empty((len(CORRUPTIONS), len(SEVERITIES), len(labels)))
     measures = []
     for i, name in enumerate(CORRUPTIONS):

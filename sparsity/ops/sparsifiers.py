@@ -267,8 +267,9 @@ class SmoothClippedSoftThreshold(SmoothClippedRelu):
 class TopK(Sparsifier):
     """Top-k: keeps the k largest activations of each token, h = Top_k(act(z)) (Li et al. 2022, Eq. 9).
 
-    With method exact, k units stay nonzero when at least k are positive, fewer when fewer are.
-    Ties go to the lower index, as in `jax.lax.top_k`. NaN stays NaN.
+    With method exact and ReLU, k units stay nonzero when at least k are positive, fewer when fewer
+    are. GELU has no zero set but underflow: k units stay, negative values among them where fewer
+    are positive. Ties go to the lower index, as in `jax.lax.top_k`. NaN stays NaN.
 
     Attributes:
       k: units kept per token, 1 <= k <= d_ff; a divisor of d_ff for method group.

@@ -29,11 +29,11 @@ def findings(records: Sequence[Record]) -> list[str]:
     done = [r for r in records if r.outcome.status == "finished"]
     if len(done) == 2:
         (a, b), names = (_values(r.outcome) for r in done), [r.config.name for r in done]
-        gap = 100 * (b["robustness.mean"] - a["robustness.mean"])
+        shown = {"accuracy": "accuracy", "robustness.mean": "accuracy under noise", "ece": "ECE"}
+        gaps = [f"{text} {100 * (b[key] - a[key]):+.1f} points" for key, text in shown.items() if key in a and key in b]
         out.append(
             f"{names[1]} against {names[0]}, one seed each, so these differences carry no error bar over training: "
-            f"accuracy {100 * (b['accuracy'] - a['accuracy']):+.1f} points, under noise {gap:+.1f} points, "
-            f"ECE {100 * (b['ece'] - a['ece']):+.2f} points."
+            f"{', '.join(gaps)}."
         )
         if "steps_per_second" in a and "steps_per_second" in b:
             rates = " and ".join(f"{v['steps_per_second']:.1f}" for v in (a, b))

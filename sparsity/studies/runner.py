@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -138,7 +139,7 @@ def plan(configs: Sequence[RunConfig], workdir: Path) -> str:
     """
     rows = [("run", "parameters", "training FLOPs", "state", "status")]
     for config in configs:
-        state = Engine(config).abstract_state()
+        state = Engine(config).abstract
         size = lambda tree: sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
         parameters = sum(math.prod(p.shape) for p in jax.tree.leaves(state.params))
         shape, classes = config.data.image_shape, config.data.classes
@@ -161,7 +162,7 @@ def run_study(
 
     They are W/<study>/results.csv, figure.png, figure.svg, claims.json and report/index.html. A
     diverged run is a result like any other. A part of a study writes no results of the study;
-    nor is anything written when nothing was left to run and the page stands.
+    nor is anything written when what stands there was made from the same runs, findings and claims.
     """
     workdir = Path(workdir)
     configs = part.of(expand(sweep, scale))
@@ -181,16 +182,29 @@ def run_study(
     findings = study.findings(records)
     judgements = [judge(claim, records) for claim in study.claims]
     text = "\n".join([text, "", *findings, *(f"{j.claim.id}: {j.verdict} ({j.claim.statement})" for j in judgements)])
-    if all(r.outcome.resumed for r in records) and page.exists():
+    if _standing(page) == _manifest(records, findings, judgements):
         return Results(f"{text}\n\n{study.name}: finished already; nothing to do.", page)
     _write(study, page, records, findings, judgements)
     return Results(text, page)
 
 
+def _manifest(records: Sequence[Record], findings: Sequence[str], judgements: Sequence[Judgement]) -> str:
+    """What a study's files were made from, as text: another sweep, outcome or rule makes another."""
+    runs = [r.files.path.name for r in records]
+    made_from = {"runs": runs, "findings": list(findings), "claims": [j.record() for j in judgements]}
+    return json.dumps(made_from, indent=1) + "\n"
+
+
+def _standing(page: Path) -> str | None:
+    """The manifest of the results on disk; None if there are none, or not all."""
+    manifest = page.parents[1] / "study.json"
+    return manifest.read_text(encoding="utf-8") if manifest.exists() and page.exists() else None
+
+
 def _write(
     study: Study, page: Path, records: Sequence[Record], findings: Sequence[str], judgements: Sequence[Judgement]
 ) -> None:
-    """Writes the study's files; the page last, since it says that all is there."""
+    """Writes the study's files; study.json last, since it says that all is there."""
     page.parent.mkdir(parents=True, exist_ok=True)
     folder = page.parents[1]
     outcomes = {r.config.name: r.outcome for r in records}
@@ -203,3 +217,4 @@ def _write(
         write_bytes(folder / "figure.png", drawing.png())
         write_text(folder / "figure.svg", drawing.svg())
     write_text(page, report.results_page(study.title, study.introduction, findings, runs, study.figures, judgements))
+    write_text(folder / "study.json", _manifest(records, findings, judgements))

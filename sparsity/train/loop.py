@@ -106,8 +106,8 @@ def train(
             dispatched = (record_step if recording else plain_step)(state, batch)
             settle()
             state, pending = dispatched[0], (step, *dispatched[1:])
-            done = step + 1
-            if done % every.checkpoint == 0 or done == steps or stop.requested:
+            done, stopping = step + 1, stop.requested  # read once: what is raised below was saved here
+            if done % every.checkpoint == 0 or done == steps or stopping:
                 settle()
                 hooks.save(done, state)
                 window.interrupt()
@@ -120,7 +120,7 @@ def train(
             if done % every.speed == 0 and window.steps:
                 hooks.on_speed(step, window.seconds / window.steps, window.steps)
                 window = _Window()
-            if stop.requested and done < steps:
+            if stopping:
                 raise Preempted(done)
     return state
 

@@ -62,6 +62,10 @@ class InverseSquareRoot:
 
     horizon_dependent: ClassVar[bool] = False
 
+    def __post_init__(self):
+        if self.warmup < 1:
+            raise ValueError(f"warmup: must be at least 1, got {self.warmup}")
+
     def build(self, peak: float, steps: int) -> optax.Schedule:
         """The schedule; `steps` (the length of the run) does not enter."""
         return lambda t: peak * (self.warmup / jnp.maximum(t, self.warmup)) ** 0.5

@@ -111,7 +111,9 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(trained, tmp_path):
         ("train", ["--config=configs/quikstart.py", new], 'did you mean "configs/quickstart.py"?'),
         ("train", [f"--config={tmp_path / 'empty.py'}", new], "the file defines no get_config()"),
         ("train", ["--config=configs/quickstart.py:topk", new], 'unknown run "topk"'),
-        ("train", [quick, "--config.model.mlp.spasifier.k=3", new], 'Did you mean "sparsifier"'),
+        ("train", [quick, "--config.model.mlp.spasifier.k=3", new], "error: 'spasifier' Did you mean \"sparsifier\""),
+        ("train", [quick, "--config.model.mlp.droput=0.1", new], 'mlp.droput: unknown key; did you mean "dropout"?'),
+        ("train", [quick, "--config.model.mlp.sparsifier.kk=3", new], "sparsifier.kk: unknown key"),
         ("train", [quick, "--config.model.mlp.sparsifier.k=9999", new], "9999 is more than the d_ff 512"),
         ("train", [quick, "--config.steps=ten", new], "steps"),
         ("train", [quick, f"--workdir={tmp_path / 'file' / 'w'}"], "cannot be written"),
@@ -131,6 +133,33 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(trained, tmp_path):
             assert err.startswith("error: ")
             assert err.count("\n") == 1, err
     assert not (tmp_path / "new").exists()
+
+
+def test_keys_left_at_their_defaults_and_other_choices_can_be_set_on_the_command_line(tmp_path):
+    sparsifier = "--config.model.mlp.sparsifier"
+    cases = [
+        ([f"{sparsifier}.recall_target=0.9"], {"recall_target": 0.9, "k": 4}),
+        ([f"{sparsifier}.name=shifted_relu", f"{sparsifier}.tau=0.5"], {"name": "shifted_relu", "tau": 0.5}),
+        ([f"{sparsifier}.name=relu"], {"name": "relu"}),
+        (["--config.optimizer.rule.name=sgd", "--config.optimizer.rule.momentum=0.9"], {"k": 4}),
+    ]
+    for i, (args, expected) in enumerate(cases):
+        given = [a for a in TINY if not (a.startswith(f"{sparsifier}.k") and "name" in expected)]
+        code, _, err = launch("train", *given, "--config.steps=1", *args, f"--workdir={tmp_path / str(i)}")
+        assert code == cli.DONE, err
+        saved = json.loads((tmp_path / str(i) / "config.json").read_text())["model"]["mlp"]["sparsifier"]
+        assert saved.items() >= expected.items()
+
+
+def test_evaluate_says_what_the_run_came_to(tmp_path):
+    args = [*TINY, "--config.optimizer.learning_rate=1e30", "--config.optimizer.schedule.warmup=0"]
+    launch("train", *args, f"--workdir={tmp_path / 'w'}")
+    code, out, err = launch("evaluate", f"--workdir={tmp_path / 'w'}")
+    assert code == cli.DONE, err
+    assert "diverged(" in out
+    assert "finished" not in out
+    code, _, err = launch("evaluate", f"--workdir={tmp_path / 'w'}", f"--out={tmp_path / 'no' / 'e.json'}")
+    assert (code, err.count("\n")) == (cli.BAD_INPUT, 1)
 
 
 def test_divergence_has_its_exit_code(tmp_path):
@@ -155,7 +184,7 @@ def test_tpu_vm_prints_the_commands_of_this_run():
     assert len(out) == 4
     assert out[0].startswith("git -C ")
     assert "gcloud compute tpus tpu-vm scp" in out[1]
-    assert "--worker=all" in out[2]
+    assert "--worker=0" in out[2]
     assert ".[tpu]" in out[2].replace("\\", "")
     assert "python -m launch.train --config=configs/quickstart.py:top_k" in out[3].replace("\\", "")
     del env["TPU"]

@@ -308,17 +308,25 @@ def test_a_batch_that_the_mesh_does_not_divide():
     np.testing.assert_array_equal(meshed, lax_mask(x, 12))
 
 
-COLLECTIVE = r"= (\S+) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
+KINDS = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
 
 
 def collectives(text):
-    """(kind, bytes) of every collective of a compiled program."""
+    """(kind, bytes) of every collective of a compiled program; a combined one returns a tuple of arrays."""
     size = {"s32": 4, "f32": 4, "u8": 1, "pred": 1}
     found = []
-    for shape, kind in re.findall(COLLECTIVE, text):
-        dtype, dims = re.match(r"\(?(\w+)\[([\d,]*)\]", shape).groups()
-        found.append((kind, size[dtype] * int(np.prod([int(d) for d in dims.split(",") if d] or [1]))))
+    for shapes, kind in re.findall(rf"= (\(?[\w\[\]{{}}, ]+?\)?) ({KINDS})(?:-start)?\(", text):
+        arrays = re.findall(r"(\w+)\[([\d,]*)\]", shapes)
+        number = lambda dims: int(np.prod([int(d) for d in dims.split(",") if d]))
+        found.append((kind, sum(size[dtype] * number(dims) for dtype, dims in arrays)))
+    assert len(found) == len(re.findall(rf" (?:{KINDS})(?:-start)?\(", text))  # none escaped the pattern
     return found
+
+
+def test_combined_collectives_are_counted_whole():
+    text = """%a = (f32[64,1]{1,0}, s32[64,1]{1,0}) all-reduce(f32[64,1]{1,0} %x, s32[64,1]{1,0} %y), channel_id=1
+    %b = u8[2,8]{1,0} all-gather-start(u8[1,8]{1,0} %z), channel_id=2"""
+    assert collectives(text) == [("all-reduce", 512), ("all-gather", 16)]
 
 
 def test_collectives_of_a_sharded_exact_are_counts_of_rows():

@@ -36,6 +36,14 @@ def test_a_study_runs_everything_once_and_then_says_finished(tmp_path, sweep):
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
+def test_another_sweep_makes_another_page(tmp_path, sweep):
+    study, quiet = STUDIES["quickstart"], Progress(io.StringIO())
+    assert "tiny_top_4" in run_study(study, sweep, "embedded", tmp_path, quiet).report.read_text()
+    fewer = run_study(study, lambda scale: sweep(scale)[:1], "embedded", tmp_path, quiet)
+    assert "finished already" not in fewer.text
+    assert "tiny_top_4" not in fewer.report.read_text()
+
+
 def test_a_diverged_run_is_a_result(tmp_path, sweep):
     def half_diverging(scale):
         relu, top = sweep(scale)
@@ -71,7 +79,7 @@ def test_a_part_runs_its_runs_and_writes_no_results(tmp_path, sweep):
     assert not (tmp_path / "quickstart").exists()
     whole = run_study(study, sweep, "embedded", tmp_path, quiet)  # nothing left to run, all to write
     names = {str(p.relative_to(tmp_path / "quickstart")) for p in (tmp_path / "quickstart").rglob("*") if p.is_file()}
-    assert names == {"results.csv", "figure.png", "figure.svg", "claims.json", "report/index.html"}
+    assert names == {"results.csv", "figure.png", "figure.svg", "claims.json", "study.json", "report/index.html"}
     assert whole.report.exists()
     with open(tmp_path / "quickstart" / "results.csv") as file:
         rows = list(csv.DictReader(file))

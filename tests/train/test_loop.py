@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import signal
 
@@ -89,6 +90,24 @@ def test_a_stop_signal_saves_the_step_in_progress():
         recorder.train(10, Intervals(record=100, eval=100, checkpoint=100, speed=100))
     assert error.value.step == 3
     assert recorder.events[-1] == ("save", 3, 3)
+
+
+def test_a_signal_between_the_save_and_the_end_of_a_step_waits_for_the_next_save():
+    recorder = Recorder()
+    recorder.hooks = dataclasses.replace(
+        recorder.hooks, on_record=lambda s, stats: s == 2 and os.kill(os.getpid(), signal.SIGTERM)
+    )
+    with pytest.raises(Preempted) as error:
+        recorder.train(10, Intervals(record=2, eval=100, checkpoint=100, speed=100))
+    assert error.value.step == 4
+    assert recorder.events[-1] == ("save", 4, 4)  # what is said to be saved is saved
+
+
+def test_a_signal_during_the_last_step_is_not_swallowed():
+    recorder = Recorder(signal_at=3)
+    with pytest.raises(Preempted):
+        recorder.train(4, Intervals(record=100, eval=100, checkpoint=100, speed=100))
+    assert recorder.events[-1] == ("save", 4, 4)
 
 
 def test_an_implicit_host_transfer_in_the_loop_is_an_error():

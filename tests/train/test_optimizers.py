@@ -71,6 +71,10 @@ def test_weight_decay_touches_kernels_and_nothing_else(tiny_config):
             'config.rule.name: unknown name "adam"; did you mean "adamw"?',
         ),
         ({"learning_rate": 1.0, "schedule": {"name": "constant", "warmup": -1}}, "config.schedule.warmup: must be"),
+        (
+            {"learning_rate": 1.0, "schedule": {"name": "inverse_square_root", "warmup": 0}},
+            "config.schedule.warmup: must be at least 1",
+        ),
     ],
 )
 def test_bad_settings_are_refused_in_one_line(section, message):
