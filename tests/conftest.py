@@ -1,9 +1,15 @@
 """Shared by all tests: 8 virtual CPU devices, set before jax is imported, and tiny configs."""
 
 import os
+import tempfile
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Many tests run the same tiny network; it is compiled once a session, for subprocesses too.
+_CACHE = tempfile.TemporaryDirectory(prefix="sparsity-tests-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
 import pytest
 
