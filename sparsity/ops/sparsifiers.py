@@ -145,12 +145,12 @@ class SoftThreshold(Sparsifier):
 
 
 @dataclasses.dataclass(frozen=True)
-class ClippedRelu(Sparsifier):
-    """CReLU_{tau,m}: h = min(max(z - tau, 0), m), tau >= 0, m > 0 (Price et al. 2024, Sec. 3).
+class _Clipped(Sparsifier):
+    """What the clipped activations share: zero up to a threshold tau, constant beyond a clip m.
 
     Attributes:
       tau, m: threshold and clip; or
-      sparsity: the share of zeros under N(0, q), in [0.5, 1), that tau is to give, and
+      sparsity: the share of zeros under N(0, q), in [0.5, 1) or, two-sided, [0, 1), that tau is to give, and
       slope: V'(q) on the edge of chaos, in (0, 1), that m is to give.
       q: variance of the pre-activations for these; 1 if not given.
     """
@@ -161,44 +161,42 @@ class ClippedRelu(Sparsifier):
     slope: float | None = None
     q: float | None = None
 
+    two_sided: ClassVar[bool]
+
     def __post_init__(self):
-        _resolve(self, ("sparsity", "slope"), lambda: _solve(self, two_sided=False))
+        _resolve(self, ("sparsity", "slope"), lambda: _solve(self))
+
+    def pieces(self):
+        return threshold_pieces(self.tau, self.m, two_sided=self.two_sided)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClippedRelu(_Clipped):
+    """CReLU_{tau,m}: h = min(max(z - tau, 0), m), tau >= 0, m > 0 (Price et al. 2024, Sec. 3).
+
+    Given by (tau, m) or by (sparsity, slope, q), see `_Clipped`.
+    """
+
+    two_sided: ClassVar[bool] = False
 
     def __call__(self, z, xp=jnp):
         clipped = xp.where(z >= self.tau + self.m, xp.full_like(z, self.m), z - self.tau)
         return xp.where(z <= self.tau, xp.zeros_like(z), clipped)
 
-    def pieces(self):
-        return threshold_pieces(self.tau, self.m)
-
 
 @dataclasses.dataclass(frozen=True)
-class ClippedSoftThreshold(Sparsifier):
+class ClippedSoftThreshold(_Clipped):
     """CST_{tau,m}: h = sign(z) min(max(|z| - tau, 0), m) (Price et al. 2024, Sec. 3).
 
-    Attributes:
-      tau, m: threshold and clip; or
-      sparsity: the share of zeros under N(0, q), in [0, 1), that tau is to give, and
-      slope: V'(q) on the edge of chaos, in (0, 1), that m is to give.
-      q: variance of the pre-activations for these; 1 if not given.
+    Given by (tau, m) or by (sparsity, slope, q), see `_Clipped`.
     """
 
-    tau: float | None = None
-    m: float | None = None
-    sparsity: float | None = None
-    slope: float | None = None
-    q: float | None = None
-
-    def __post_init__(self):
-        _resolve(self, ("sparsity", "slope"), lambda: _solve(self, two_sided=True))
+    two_sided: ClassVar[bool] = True
 
     def __call__(self, z, xp=jnp):
         size = xp.abs(z)
         clipped = xp.where(size >= self.tau + self.m, xp.sign(z) * self.m, z - xp.sign(z) * self.tau)
         return xp.where(size <= self.tau, xp.zeros_like(z), clipped)
-
-    def pieces(self):
-        return threshold_pieces(self.tau, self.m, two_sided=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -417,8 +415,8 @@ def _resolve(entry: Sparsifier, targets: tuple[str, ...], solve: Callable[[], tu
     _require("m" not in direct or entry.m > 0, f"m: the clip must be positive, got {getattr(entry, 'm', None)}")
 
 
-def _solve(entry: ClippedRelu | ClippedSoftThreshold, *, two_sided: bool) -> tuple[float, float]:
-    found = edge_of_chaos.solve(entry.sparsity, entry.slope, entry.q, two_sided=two_sided)
+def _solve(entry: _Clipped) -> tuple[float, float]:
+    found = edge_of_chaos.solve(entry.sparsity, entry.slope, entry.q, two_sided=entry.two_sided)
     return found.tau, found.m
 
 
