@@ -1,5 +1,6 @@
 """The datasets, by name."""
 
 from sparsity.data.digits import Digits
+from sparsity.data.tfds_sources import CIFAR10, MNIST
 
-SOURCES = {"digits": Digits}
+SOURCES = {"digits": Digits, "mnist": MNIST, "cifar10": CIFAR10}
