@@ -43,6 +43,11 @@ class MLPConfig:
         except ValueError as error:
             raise ValueError(f"sparsifier.{error}") from error
 
+    def reduced(self, parts: int) -> MLPConfig:
+        """The same MLP, narrow, its sparsifier in proportion; `parts` devices split its units."""
+        d_ff = axes.narrowed(self.d_ff, parts, 32)
+        return dataclasses.replace(self, d_ff=d_ff, sparsifier=self.sparsifier.resized(self.d_ff, d_ff))
+
 
 class SparseMLP(nn.Module):
     """y = dropout(Sparsify(x W_i + b_i) [* (x W_gate + b_gate)]) W_o + b_o.

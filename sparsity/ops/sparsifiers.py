@@ -84,6 +84,10 @@ class Sparsifier:
     def check_width(self, d_ff: int) -> None:
         """Raises ValueError if the entry cannot serve a hidden layer of `d_ff` units."""
 
+    def resized(self, d_ff: int, to: int) -> Sparsifier:
+        """The entry that is to a layer of `to` units what this one is to one of `d_ff`."""
+        return self
+
 
 @dataclasses.dataclass(frozen=True)
 class Relu(Sparsifier):
@@ -303,6 +307,12 @@ class TopK(Sparsifier):
         _require(self.k <= d_ff, f"k: {self.k} is more than the d_ff {d_ff} units there are")
         divides = self.method != "group" or d_ff % self.k == 0
         _require(divides, f"k: method group keeps one of each of k equal blocks; {self.k} does not divide {d_ff}")
+
+    def resized(self, d_ff, to):
+        k = max(1, round(self.k * to / d_ff))
+        if self.method == "group":
+            k = max(i for i in range(1, k + 1) if to % i == 0)
+        return dataclasses.replace(self, k=k)
 
 
 @dataclasses.dataclass(frozen=True)

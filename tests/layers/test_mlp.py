@@ -1,3 +1,5 @@
+import dataclasses
+
 import flax
 import jax
 import jax.numpy as jnp
@@ -176,3 +178,11 @@ def test_impossible_settings_are_refused_by_name(section, message):
 
 def test_the_sparsifier_is_chosen_by_name():
     assert build(MLPConfig, {"d_ff": 8, "sparsifier": {"name": "gelu"}}) == MLPConfig(8, Gelu())
+
+
+def test_a_reduced_mlp_is_narrow_and_the_same_else():
+    mlp = MLPConfig(3072, TopK(k=384, method="statistical"), gated=True, use_bias=False, dropout=0.1)
+    assert mlp.reduced(1) == dataclasses.replace(mlp, d_ff=32, sparsifier=TopK(k=4, method="statistical"))
+    assert mlp.reduced(3) == dataclasses.replace(mlp, d_ff=33, sparsifier=TopK(k=4, method="statistical"))
+    narrow = MLPConfig(12, TopK(k=5))
+    assert narrow.reduced(1) == narrow
