@@ -51,6 +51,17 @@ def spec(axes: Sequence[str | None]) -> PartitionSpec:
     return PartitionSpec(*(None if a is None else lookup(RULES, a, "axis", AxisError) for a in axes))
 
 
+def narrowed(size: int, parts: int, aim: int = 16) -> int:
+    """The size of a sharded axis in a small stand-in of a model: about `aim`, never above `size`.
+
+    It is a multiple of `parts`, the devices that split the axis, wherever `size` is.
+
+    >>> [narrowed(size, parts) for size, parts in ((300, 1), (300, 3), (8, 2))]
+    [16, 18, 8]
+    """
+    return min(size, -(-aim // parts) * parts)
+
+
 def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
     """Pins the sharding of `x` to logical `axes` under `jax.set_mesh`; else returns `x`.
 

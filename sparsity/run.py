@@ -22,6 +22,7 @@ from sparsity import spmd
 from sparsity.checkpoint import Checkpoints
 from sparsity.config import ConfigError, one_of
 from sparsity.data import SOURCES
+from sparsity.data.mock import Mock
 from sparsity.data.pipeline import train_batches
 from sparsity.evals import EVALS
 from sparsity.evals.predict import make_predict
@@ -99,6 +100,31 @@ def run_config(section: Mapping[str, Any], chosen: Iterable[str] = ()) -> RunCon
     by name, say, drops the settings of the file's own.
     """
     return config_lib.build(RunConfig, config_lib.without_stale(RunConfig, section, frozenset(chosen)))
+
+
+def smoke(config: RunConfig) -> RunConfig:
+    """Two steps of `config` on noise at reduced width: it tests that every part works, and measures nothing.
+
+    Replaced are the name, the lengths (steps, batches, intervals), the model by a narrow and shallow one of the
+    same kind, and the data by `Mock` images of the same shape and classes. The rest stays: sparsifier (Top-k's k in
+    proportion), optimizer, schedule, microbatches, evaluators, mesh and seed. Both steps record, so it is
+    the recording step that runs.
+
+    Raises:
+      ConfigError: the mesh does not fit the devices.
+    """
+    devices = spmd.make_mesh(config.mesh).shape["data"]
+    batch = -(-8 // devices) * devices
+    return dataclasses.replace(
+        config,
+        name=f"{config.name}_smoke",
+        steps=2,
+        batch=batch * config.accumulate,
+        model=config.model.reduced(config.mesh.model),
+        data=Mock(config.data.image_shape, config.data.classes),
+        evals=dataclasses.replace(config.evals, batch=batch),
+        every=Intervals(record=1, eval=1, checkpoint=1, speed=1),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,11 +234,14 @@ class Workdir:
 
 
 class Engine:
-    """A config made executable: model, data, mesh, optimizer and their compiled functions."""
+    """A config made executable: model, data, mesh, optimizer and their compiled functions.
 
-    def __init__(self, config: RunConfig):
+    `devices` are those of the mesh, by default all; described ones serve to compile ahead of time.
+    """
+
+    def __init__(self, config: RunConfig, devices: list | None = None):
         self.config = config
-        self.mesh = spmd.make_mesh(config.mesh)
+        self.mesh = spmd.make_mesh(config.mesh, devices)
         if config.batch % (self.mesh.shape["data"] * config.accumulate):
             shape = f"{self.mesh.shape['data']} data devices x {config.accumulate} microbatches"
             raise ConfigError(f"config.batch: {config.batch} is not divisible by {shape}")

@@ -68,3 +68,15 @@ def test_constrain_under_a_mesh_pins_the_sharding_and_keeps_the_values(mesh):
 def test_constrain_under_a_mesh_refuses_an_unknown_name(mesh):
     with jax.set_mesh(mesh), pytest.raises(axes.AxisError, match='unknown axis "bacth"'):
         axes.constrain(jnp.ones((2, 3)), ("bacth", "mlp"))
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 8])
+@pytest.mark.parametrize("size", [24, 48, 3072])
+def test_a_narrowed_axis_is_small_and_still_divided(size, parts):
+    narrow = axes.narrowed(size, parts, 16)
+    assert narrow % parts == 0
+    assert 16 <= narrow < 16 + parts
+
+
+def test_a_narrow_axis_stays_as_it_is():
+    assert [axes.narrowed(size, 2, 16) for size in (2, 12, 16)] == [2, 12, 16]

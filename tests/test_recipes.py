@@ -1,14 +1,22 @@
+import dataclasses
 import importlib.util
+import io
 import re
 from pathlib import Path
 
+import jax
 import pytest
 from ml_collections import ConfigDict
 
 from sparsity import recipes
-from sparsity.config import build, config_hash, differences, to_dict
+from sparsity.config import build, config_hash, differences, flatten, to_dict
 from sparsity.ops.sparsifiers import TopK
-from sparsity.run import RunConfig, run_config
+from sparsity.run import RunConfig, run, run_config, smoke
+from sparsity.spmd import MeshConfig
+from sparsity.writer import Progress
+
+# Table 2 of Price et al. has two rows above the bifurcation: they warn, and proceed.
+pytestmark = pytest.mark.filterwarnings("ignore::sparsity.theory.edge_of_chaos.BifurcationWarning")
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.glob("**/*.py"))
@@ -73,6 +81,33 @@ def test_there_are_config_files():
     assert CONFIGS / "quickstart.py" in FILES
 
 
+def kind(config):
+    """What tells one smoke run's program from another's: every choice by name, and no number but the dimensions."""
+    flat = flatten(to_dict(config.model) | {"optimizer": to_dict(config.optimizer), "evals": to_dict(config.evals)})
+    number = lambda key, value: isinstance(value, (int, float)) and not isinstance(value, bool) and key != "dims"
+    named = {key: "number" if number(key, value) else str(value) for key, value in flat.items()}
+    return type(config.model).__name__, *sorted(named.items())
+
+
+SMOKED = {}  # the outcome of one smoke run of each kind, over all files
+EVALUATED = {  # a measure of each evaluator
+    "accuracy": "accuracy",
+    "calibration": "ece",
+    "robustness": "robustness",
+    "sparsity": "nonzero",
+    "neurons": "dead",
+    "cost": "flops",
+}
+
+
+@pytest.fixture
+def quick_compiles():
+    """Most of a run of two steps is compilation; the program need not be fast."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 WITH_RUNS = [path for path in FILES if hasattr(load(path), "get_config")]
 
 
@@ -109,6 +144,20 @@ class TestConfigFileWithRuns:
 
     def test_every_run_reads_back_from_its_json(self, path):
         for runs in sweeps(load(path)).values():
-            for run in runs:
-                built = run_config(run)
+            for written in runs:
+                built = run_config(written)
                 assert build(RunConfig, to_dict(built)) == built
+
+    @pytest.mark.usefixtures("quick_compiles")
+    def test_every_run_is_ready_to_smoke_and_one_of_each_kind_does(self, path, tmp_path):
+        """`launch.train --smoke` of every config: runs of one kind are one program with other numbers."""
+        for runs in sweeps(load(path)).values():
+            for written in runs:
+                small = smoke(dataclasses.replace(run_config(written), mesh=MeshConfig(1, 1)))
+                assert run_config(to_dict(small)) == small
+                if kind(small) not in SMOKED:
+                    SMOKED[kind(small)] = run(small, tmp_path / f"{len(SMOKED)}", Progress(io.StringIO()))
+                outcome = SMOKED[kind(small)]
+                assert (outcome.status, outcome.step) == ("finished", 2), small.name
+                measured = {m.name.partition(".")[0] for m in outcome.measures}
+                assert measured >= {EVALUATED[name] for name in small.evals.names}, small.name

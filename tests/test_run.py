@@ -14,10 +14,10 @@ from ml_collections import ConfigDict
 
 from sparsity import recipes
 from sparsity.checkpoint import Checkpoints
-from sparsity.config import ConfigError, to_dict
+from sparsity.config import ConfigError, differences, to_dict
 from sparsity.evals import EVALS
 from sparsity.ops.sparsifiers import Relu
-from sparsity.run import Engine, Outcome, Workdir, WorkdirError, evaluate, run, run_config
+from sparsity.run import Engine, Outcome, Workdir, WorkdirError, evaluate, run, run_config, smoke
 from sparsity.train.guard import Preempted
 from sparsity.writer import Progress, read_metrics
 
@@ -327,3 +327,58 @@ def test_an_outcome_survives_writing_and_reading(tmp_path):
     files = Workdir(tmp_path)
     files.write_outcome(Outcome("diverged", 7))
     assert files.read_outcome() == Outcome("diverged", 7, resumed=True)
+
+
+def test_a_smoke_run_differs_from_the_real_one_in_size_and_data_alone():
+    real = recipes.with_top_k(recipes.vit_digits(), 64)
+    real.steps, real.accumulate, real.optimizer.schedule.name, real.mesh.data = 10**6, 4, "linear", 2
+    real = run_config(real)
+    small = smoke(real)
+    changed = {key: new for key, (_, new) in differences(to_dict(real), to_dict(small)).items()}
+    assert changed == {
+        "name": "vit_digits_top_64_smoke",
+        "steps": 2,
+        "batch": 32,  # 8 in each of 4 microbatches
+        "data.name": "mock",
+        "data.shift": None,
+        "data.image_shape": [8, 8, 1],
+        "data.classes": 10,
+        "evals.batch": 8,
+        "model.d_model": 16,
+        "model.heads": 2,
+        "model.layers": 2,
+        "model.mlp.d_ff": 32,
+        "model.mlp.sparsifier.k": 4,
+        **{f"every.{key}": 1 for key in ("record", "eval", "checkpoint", "speed")},
+    }
+    assert run_config(to_dict(small)) == small
+
+
+@pytest.mark.parametrize(("data", "model"), [(-1, 1), (3, 1), (1, 3), (-1, 4)])
+def test_a_smoke_run_fits_the_mesh_of_the_real_one(data, model, tiny_config):
+    tiny_config.mesh.data, tiny_config.mesh.model = data, model
+    tiny_config.model.mlp.d_ff, tiny_config.model.heads, tiny_config.model.d_model = 3072, 12, 768
+    small = smoke(run_config(tiny_config))
+    engine = Engine(small)  # refuses what the devices do not divide
+    assert small.batch % engine.mesh.shape["data"] == small.evals.batch % engine.mesh.shape["data"] == 0
+    assert engine.mesh.shape["model"] == model
+
+
+def test_a_smoke_run_on_more_devices_than_there_are_is_refused(tiny_config):
+    tiny_config.mesh.data = 64
+    with pytest.raises(ConfigError, match=r"^config\.mesh: data 64 x model 1 does not fit 8 devices$"):
+        smoke(run_config(tiny_config))
+
+
+def test_a_real_run_is_not_resumed_from_a_smoke_run(tiny_config, tmp_path):
+    config = run_config(tiny_config)
+    assert run(smoke(config), tmp_path, Quiet()).step == 2
+    with pytest.raises(WorkdirError, match=r"made with another config .*data\.name: 'mock' there, 'digits' asked for"):
+        run(config, tmp_path, Quiet())
+
+
+def test_the_devices_of_an_engine_can_be_given(tiny_config):
+    tiny_config.mesh.data = -1
+    engine = Engine(run_config(tiny_config), jax.devices()[:2])
+    assert engine.mesh.devices.ravel().tolist() == jax.devices()[:2]
+    assert {s.mesh for s in jax.tree.leaves(engine.placed)} == {engine.mesh}

@@ -1,5 +1,7 @@
 """The datasets, by name."""
 
 from sparsity.data.digits import Digits
+from sparsity.data.mock import Mock
+from sparsity.data.tfds_sources import CIFAR10, MNIST
 
-SOURCES = {"digits": Digits}
+SOURCES = {"digits": Digits, "mnist": MNIST, "cifar10": CIFAR10, "mock": Mock}

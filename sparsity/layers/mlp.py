@@ -54,7 +54,7 @@ class MLPConfig:
         if self.init == "edge_of_chaos":
             if self.gated:
                 raise ValueError("init: there is no edge of chaos of a gated MLP here; use xavier")
-            if not self.use_bias and self.edge.sigma_b2 > 0:
+            if self.edge.sigma_b2 > 0 and not self.use_bias:
                 raise ValueError(
                     f"init: this sparsifier's edge of chaos needs biases of variance {self.edge.sigma_b2:.3g}"
                 )
@@ -63,6 +63,11 @@ class MLPConfig:
     def edge(self) -> EdgeOfChaos:
         """Where `init = "edge_of_chaos"` starts W_o and b_o."""
         return initializers.edge_of(self.sparsifier, 1.0)
+
+    def reduced(self, parts: int) -> MLPConfig:
+        """The same MLP, narrow, its sparsifier in proportion; `parts` devices split its units."""
+        d_ff = axes.narrowed(self.d_ff, parts, 32)
+        return dataclasses.replace(self, d_ff=d_ff, sparsifier=self.sparsifier.resized(self.d_ff, d_ff))
 
 
 class SparseMLP(nn.Module):

@@ -1,9 +1,9 @@
 """The models, by name.
 
 A model is a frozen dataclass of settings with `task` (its loss, by name), `inputs` (the entries
-of a batch that its module takes), `build(classes)`, `check_input(shape)`, and its costs per token:
-`skippable_flops(shape, classes)`, what zeros can save by the name each layer records under, and
-`flops(shape, classes, density)`.
+of a batch that its module takes), `build(classes)`, `check_input(shape)`, `reduced(parts)`, a small
+one of the same kind for `--smoke`, and its costs per token: `skippable_flops(shape, classes)`, what
+zeros can save by the name each layer records under, and `flops(shape, classes, density)`.
 """
 
 from sparsity.models.deep_cnn import DeepCNNConfig

@@ -69,6 +69,11 @@ class DeepCNNConfig:
         """The window's side, once per spatial axis."""
         return (self.kernel,) * self.dims
 
+    def reduced(self, parts: int) -> DeepCNNConfig:
+        """Three narrow layers of the same kind; `parts` devices split their channels."""
+        channels, depth = axes.narrowed(self.channels, parts, 8), min(self.depth, 3)
+        return dataclasses.replace(self, channels=channels, depth=depth)
+
     def build(self, classes: int) -> DeepCNN:
         """The module that maps images to logits over `classes`."""
         return DeepCNN(self, classes)

@@ -59,6 +59,11 @@ class DeepMLPConfig:
         """Where hidden layers and head are initialised; several fixed points warn, once per config."""
         return initializers.edge_of(self.sparsifier, self.q)
 
+    def reduced(self, parts: int) -> DeepMLPConfig:
+        """Three narrow layers of the same kind; `parts` devices split their units."""
+        width, depth = axes.narrowed(self.width, parts), min(self.depth, 3)
+        return dataclasses.replace(self, width=width, depth=depth)
+
     def build(self, classes: int) -> DeepMLP:
         """The module that maps images to logits over `classes`."""
         return DeepMLP(self, classes)

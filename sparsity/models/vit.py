@@ -53,6 +53,13 @@ class ViTConfig:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: must be in [0, 1), got {self.dropout}")
 
+    def reduced(self, parts: int) -> ViTConfig:
+        """Two narrow blocks of the same kind; `parts` devices split heads and hidden units."""
+        heads = axes.narrowed(self.heads, parts, 2)
+        d_model = heads * min(self.d_model // self.heads, 8)
+        mlp, layers = self.mlp.reduced(parts), min(self.layers, 2)
+        return dataclasses.replace(self, mlp=mlp, d_model=d_model, layers=layers, heads=heads)
+
     def build(self, classes: int) -> ViT:
         """The module that maps images to logits over `classes`."""
         return ViT(self, classes)

@@ -84,6 +84,10 @@ class Sparsifier:
     def check_width(self, d_ff: int) -> None:
         """Raises ValueError if the entry cannot serve a hidden layer of `d_ff` units."""
 
+    def resized(self, d_ff: int, to: int) -> Sparsifier:
+        """The entry that is to a layer of `to` units what this one is to one of `d_ff`."""
+        return self
+
 
 @dataclasses.dataclass(frozen=True)
 class Relu(Sparsifier):
@@ -304,6 +308,12 @@ class TopK(Sparsifier):
         divides = self.method != "group" or d_ff % self.k == 0
         _require(divides, f"k: method group keeps one of each of k equal blocks; {self.k} does not divide {d_ff}")
 
+    def resized(self, d_ff, to):
+        k = max(1, round(self.k * to / d_ff))
+        if self.method == "group":
+            k = max(i for i in range(1, k + 1) if to % i == 0)
+        return dataclasses.replace(self, k=k)
+
 
 @dataclasses.dataclass(frozen=True)
 class Gelu(Sparsifier):
@@ -421,11 +431,15 @@ def _solve(entry: _Clipped) -> tuple[float, float]:
 
 
 def _solve_smooth(entry: SmoothClippedRelu) -> tuple[float, float]:
-    tau = edge_of_chaos.threshold(entry.sparsity, entry.q, two_sided=entry.two_sided) + entry.width
-    family = lambda m: type(entry)(entry.width, tau, m).activation()
-    m = edge_of_chaos.clip(family, entry.slope, entry.q, least=2 * entry.width)
-    edge_of_chaos.at(family(m), entry.q)  # warns of further fixed points
+    tau, m = _smooth_clip(type(entry), entry.width, entry.sparsity, entry.slope, entry.q)
+    edge_of_chaos.at(type(entry)(entry.width, tau, m).activation(), entry.q)  # warns of further fixed points
     return tau, m
+
+
+@functools.lru_cache(maxsize=256)
+def _smooth_clip(cls: type, width: float, sparsity: float, slope: float, q: float) -> tuple[float, float]:
+    tau = edge_of_chaos.threshold(sparsity, q, two_sided=cls.two_sided) + width
+    return tau, edge_of_chaos.clip(lambda m: cls(width, tau, m).activation(), slope, q, least=2 * width)
 
 
 SPARSIFIERS: dict[str, type[Sparsifier]] = {

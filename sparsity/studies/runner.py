@@ -137,21 +137,51 @@ def run_directory(workdir: Path, config: RunConfig) -> Path:
     return workdir / "runs" / f"{config.name}-{config_lib.config_hash(config)}"
 
 
-def plan(configs: Sequence[RunConfig], workdir: Path) -> str:
-    """One line a run: parameters, training FLOPs, bytes of its state, and whether it is done. Runs nothing.
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a run takes.
 
-    FLOPs: three times the forward matrix products (Kaplan et al. 2020), times tokens and steps.
+    Attributes:
+      parameters: numbers that training changes.
+      training_flops: three times the forward matrix products (Kaplan et al. 2020), times tokens and steps.
+      state_bytes: of parameters and optimizer state, counted once wherever they are placed.
+    """
+
+    parameters: int
+    training_flops: float
+    state_bytes: int
+
+
+def cost(config: RunConfig, devices: list | None = None) -> Cost:
+    """The cost of a run, from shapes alone: nothing is computed, no data are read.
+
+    Raises:
+      ConfigError: the config does not fit the devices (all of them by default).
+    """
+    state = Engine(config, devices).abstract
+    shape, classes = config.data.image_shape, config.data.classes
+    flops = 3 * config.model.flops(shape, classes) * config.model.tokens(shape) * config.batch * config.steps
+    return Cost(
+        sum(math.prod(p.shape) for p in jax.tree.leaves(state.params)),
+        flops,
+        sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state)),
+    )
+
+
+def plan(
+    configs: Sequence[RunConfig], workdir: Path, directory: Callable[[Path, RunConfig], Path] = run_directory
+) -> str:
+    """One line a run, as text: its `Cost`, and how it ended in its directory, or that it is to do. Runs nothing.
+
+    Raises:
+      WorkdirError: a directory belongs to another config.
     """
     rows = [("run", "parameters", "training FLOPs", "state", "status")]
     for config in configs:
-        state = Engine(config).abstract
-        size = lambda tree: sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
-        parameters = sum(math.prod(p.shape) for p in jax.tree.leaves(state.params))
-        shape, classes = config.data.image_shape, config.data.classes
-        flops = 3 * config.model.flops(shape, classes) * config.model.tokens(shape) * config.batch * config.steps
-        ended = Workdir(run_directory(workdir, config)).read_outcome()
+        one, ended = cost(config), Workdir(directory(workdir, config)).ended(config)
         status = "to do" if ended is None else ended.status
-        rows.append((config.name, f"{parameters:,}", f"{flops:.3g}", f"{size(state) / 2**20:,.1f} MiB", status))
+        size = f"{one.state_bytes / 2**20:,.1f} MiB"
+        rows.append((config.name, f"{one.parameters:,}", f"{one.training_flops:.3g}", size, status))
     return report.aligned(rows)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -133,6 +134,52 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(trained, tmp_path):
             assert err.startswith("error: ")
             assert err.count("\n") == 1, err
     assert not (tmp_path / "new").exists()
+
+
+def test_a_dry_run_prints_the_run_and_does_nothing(tmp_path):
+    code, out, err = launch("train", *TINY, f"--workdir={tmp_path / 'w'}", "--dry_run")
+    assert code == cli.DONE, err
+    header, row, where = out.splitlines()
+    assert header.split() == ["run", "parameters", "training", "FLOPs", "state", "status"]
+    assert row.split()[0] == "vit_digits_top_64"
+    assert row.endswith("to do")
+    assert re.fullmatch(
+        rf"directory: {tmp_path}/w; as a run of a study: W/runs/vit_digits_top_64-[0-9a-f]{{10}}", where
+    )
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_dry_run_knows_what_is_done_and_refuses_what_the_run_would(trained):
+    workdir, _ = trained
+    (code, out, err), other = (
+        launch("train", *TINY, *more, f"--workdir={workdir}", "--dry_run") for more in ([], ["--config.seed=1"])
+    )
+    assert code == cli.DONE, err
+    assert out.splitlines()[1].endswith("finished")
+    assert other[0] == cli.BAD_INPUT
+    assert "made with another config (seed: 0 there, 1 asked for)" in other[2]
+
+
+def test_a_smoke_run_is_short_and_says_what_it_is(tmp_path):
+    workdir = tmp_path / "w"
+    # Of data that need not be there.
+    code, out, err = launch("train", *TINY, "--config.data.name=mnist", "--smoke", f"--workdir={workdir}")
+    assert code == cli.DONE, err
+    assert out.startswith("vit_digits_top_64_smoke: 2 steps on noise")
+    assert "step 2/2" in err
+    saved = json.loads((workdir / "config.json").read_text())
+    assert saved["data"] == {"name": "mock", "image_shape": [28, 28, 1], "classes": 10}
+    assert (saved["name"], saved["steps"]) == ("vit_digits_top_64_smoke", 2)
+    assert (workdir / "report" / "index.html").exists()
+
+
+def test_data_that_are_not_there_are_one_line_and_not_fetched(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+    code, _, err = launch("train", *TINY, "--config.data.name=mnist", f"--workdir={tmp_path / 'w'}")
+    assert code == cli.BAD_INPUT
+    assert err.startswith(f"error: data: no mnist:3.*.* in {tmp_path / 'data'}/mnist/3.0.1 (TFDS_DATA_DIR")
+    assert err.count("\n") == 1, err
+    assert not (tmp_path / "data").exists()
 
 
 def test_keys_left_at_their_defaults_and_other_choices_can_be_set_on_the_command_line(tmp_path):

@@ -1,3 +1,4 @@
+import dataclasses
 import time
 
 import flax
@@ -196,3 +197,10 @@ def test_a_window_wider_than_the_image_is_refused():
     deep(kernel=7, dims=1).check_input(SHAPE)
     with pytest.raises(ValueError, match=r"^kernel: 31 is wider than the 30 positions$"):
         deep(kernel=31, dims=1).check_input(SHAPE)
+
+
+def test_a_reduced_network_is_small_and_of_the_same_kind():
+    big = deep(channels=300, depth=50, kernel=5, dims=1, input_gain=0.8, product="convolution")
+    assert big.reduced(1) == dataclasses.replace(big, channels=8, depth=3)
+    assert big.reduced(3).channels == 9
+    assert deep(depth=1).reduced(1) == deep(depth=1)

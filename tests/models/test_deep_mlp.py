@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import time
 
@@ -222,3 +223,10 @@ def test_a_network_above_the_bifurcation_warns_and_is_built():
         config = deep(sparsifier=ClippedSoftThreshold(sparsity=0.8, slope=0.9))
     assert len(config.edge.fixed_points) == 3  # asked again, it does not warn again
     assert np.isfinite(forward(config, fresh(config))[0]).all()
+
+
+def test_a_reduced_network_is_small_and_of_the_same_kind():
+    big = deep(width=300, depth=100, q=4.0, sparsifier=Relu(), input_gain=0.8, logit_scale=0.5)
+    assert big.reduced(1) == dataclasses.replace(big, width=16, depth=3)
+    assert big.reduced(3).width == 18
+    assert deep(depth=1).reduced(1) == deep(depth=1)

@@ -261,3 +261,18 @@ def test_every_model_of_the_table_is_a_frozen_dataclass_with_the_documented_part
     assert cls.__dataclass_params__.frozen
     for part in ("task", "inputs", "build", "check_input", "skippable_flops", "flops"):
         assert hasattr(cls, part)
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_a_reduced_vit_is_small_and_of_the_same_kind(parts):
+    big = vit(
+        mlp=MLPConfig(3072, TopK(k=96)), d_model=768, layers=12, heads=12, pool="cls", dropout=0.1, dtype="bfloat16"
+    )
+    heads = 2 if parts == 1 else 4
+    expected = {"mlp": MLPConfig(32, TopK(k=1)), "d_model": 8 * heads, "layers": 2, "heads": heads}
+    assert big.reduced(parts) == dataclasses.replace(big, **expected)
+
+
+def test_a_small_vit_is_not_made_larger():
+    small = vit(layers=1, heads=1, d_model=4)
+    assert small.reduced(1) == small

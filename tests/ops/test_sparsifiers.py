@@ -13,7 +13,7 @@ import pytest
 from scipy.special import erf, expit, ndtr
 
 from sparsity.config import ConfigError, build, to_dict
-from sparsity.ops.sparsifiers import SPARSIFIERS, Sparsifier
+from sparsity.ops.sparsifiers import SPARSIFIERS, Sparsifier, TopK
 from sparsity.theory.edge_of_chaos import BifurcationWarning
 from sparsity.theory.gaussian import quadrature
 
@@ -465,3 +465,26 @@ def test_a_top_k_over_an_unknown_activation_is_refused_when_built():
 
 def test_a_sigmoid_far_below_zero_is_small_and_not_zero():
     assert (np.asarray(SPARSIFIERS["sigmoid"]()(jnp.array([-20.0, -80.0]))) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        (TopK(k=64), 4),  # of 512: one in eight
+        (TopK(k=1, act="gelu"), 1),  # never none
+        (TopK(k=512, method="statistical"), 32),
+        (TopK(k=128, method="group"), 8),
+        (TopK(k=256 - 64, method="group"), 8),  # 12 in proportion: the largest divisor of 32 below it
+    ],
+    ids=str,
+)
+def test_a_resized_top_k_keeps_its_share(entry, expected):
+    resized = entry.resized(512, 32)
+    assert resized == dataclasses.replace(entry, k=expected)
+    resized.check_width(32)
+
+
+@pytest.mark.parametrize("name", sorted(set(SPARSIFIERS) - {"top_k"}))
+def test_an_elementwise_entry_is_the_same_at_every_width(name):
+    sparsifier = EXAMPLES[name].sparsifier
+    assert sparsifier.resized(512, 32) is sparsifier

@@ -112,4 +112,5 @@ def test_the_plan_counts_and_runs_nothing(tmp_path, sweep):
     assert f"{parameters:,}" in lines[1]
     assert f"{3 * forward * 32 * 6:.3g}" in lines[1]
     assert lines[1].endswith("to do")
+    assert lines[1].split()[-4] == f"{sum(x.nbytes for x in jax.tree.leaves(state)) / 2**20:.1f}"
     assert not any(tmp_path.iterdir())

@@ -1,0 +1,46 @@
+"""Noise in the shape of a dataset: what `--smoke` trains on."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+
+from sparsity.config import lookup
+from sparsity.data.pipeline import Batch, Split
+
+
+@dataclasses.dataclass(frozen=True)
+class Mock:
+    """Images of independent uniform pixels with labels at random: nothing can be learnt from them.
+
+    Attributes:
+      image_shape: height, width and channels.
+      classes: labels are in 0..classes - 1.
+    """
+
+    image_shape: tuple[int, int, int]
+    classes: int
+
+    examples: ClassVar[int] = 16  # of every split
+
+    def __post_init__(self):
+        if min(self.image_shape) < 1:
+            raise ValueError(f"image_shape: must be at least 1 everywhere, got {self.image_shape}")
+        if self.classes < 1:
+            raise ValueError(f"classes: must be at least 1, got {self.classes}")
+
+    def load(self, split: str) -> Split:
+        """The named split, always the same. Raises ConfigError if there is no such split."""
+        rng = np.random.default_rng(lookup({"train": 0, "validation": 1, "test": 2}, split, "split"))
+        images = rng.random((self.examples, *self.image_shape), np.float32)
+        return Split(images, rng.integers(0, self.classes, self.examples).astype(np.int32))
+
+    def normalise(self, images: np.ndarray) -> np.ndarray:
+        """(x - 1/2) sqrt(12): uniform pixels with mean 0 and variance 1."""
+        return (images - np.float32(0.5)) * np.float32(np.sqrt(12))
+
+    def augment(self, example: Batch, rng: np.random.Generator) -> Batch:
+        """The example as it is."""
+        return example
