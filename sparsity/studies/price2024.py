@@ -25,11 +25,11 @@ TABLE_2 = Path("configs/price2024/price_table2.csv")  # as printed; studies run 
 _TWO_SIDED = {"ReLU": False, "ST": True}
 
 
-def quiet_solve(sparsity: float, slope: float | None = None, *, two_sided: bool) -> EdgeOfChaos:
-    """`solve` at q* = 1, without the warning of further fixed points: here they are drawn, not trained."""
+def quiet_solve(sparsity: float, slope: float | None = None, *, two_sided: bool, q: float = 1.0) -> EdgeOfChaos:
+    """`solve` without the warning of further fixed points: here they are drawn, not trained."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BifurcationWarning)
-        return solve(sparsity, slope, two_sided=two_sided)
+        return solve(sparsity, slope, q, two_sided=two_sided)
 
 
 def field_of(edge: EdgeOfChaos, *, two_sided: bool) -> MeanField:

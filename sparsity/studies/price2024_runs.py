@@ -276,7 +276,8 @@ def _mean_gap(runs: list[Record], relu: Record) -> float:
 
 
 def _drift(runs: list[Record], _: Record) -> float:
-    return max(abs(sparsity(r) - target(row_and_seed(r.config.name)[0])) for r in runs)
+    # np.max, unlike max, keeps NaN: a diverged run has no sparsity to keep.
+    return float(np.max([abs(sparsity(r) - target(row_and_seed(r.config.name)[0])) for r in runs]))
 
 
 DNN_CLAIMS = (
@@ -582,7 +583,8 @@ def _by_layer(runs: Runs, value: Callable[[Sequence[Mapping[str, Any]]], np.ndar
             layers = np.arange(101 - len(values), 101) if len(values) < 101 else np.arange(1, len(values) + 1)
             axis.plot(layers, values, style, color=color, lw=0.8, label=row if first else None)
         axis.set(title=kind, xlabel="layer")
-        axis.legend(fontsize=5, ncols=2)
+        if members:
+            axis.legend(fontsize=5, ncols=2)
     if label != "share of zeros":
         axes[0].set_yscale("log")
     axes[0].set_ylabel(label)
