@@ -104,12 +104,12 @@ def deep_mlp_mnist() -> ConfigDict:
 
 def deep_cnn_digits() -> ConfigDict:
     """The deep CNN of Price et al. 2024 (ReLU), narrower and shallower, on handwritten digits."""
-    model = {"channels": 32, "depth": 20, "kernel": 3, "dims": 2, "sparsifier": {"name": "relu"}, "input_gain": 1.0}
+    model = {"channels": 24, "depth": 15, "kernel": 3, "dims": 2, "sparsifier": {"name": "relu"}, "input_gain": 1.0}
     return _deep(
-        "cnn20_digits",
+        "cnn15_digits",
         {"name": "deep_cnn"} | model,
         {"name": "digits", "shift": 0},
-        {"steps": 1000, "batch": 32, "learning_rate": 1e-2},
+        {"steps": 1500, "batch": 32, "learning_rate": 1e-2},
     )
 
 

@@ -87,10 +87,11 @@ def nonzero_by_step(runs: Runs) -> Drawing:
         rows = view.records("sparsity")
         layers = list(rows[0]["layers"]) if rows else []
         steps = [r["step"] for r in rows]
+        shown = _some(layers)
         for layer, color in zip(layers, _layer_colors(len(layers)), strict=True):
             mean = 100 * np.array([r["layers"][layer]["nonzero"] for r in rows])
             se = 100 * np.array([r["layers"][layer]["se"] or 0 for r in rows])
-            axis.plot(steps, mean, color=color, label=layer)
+            axis.plot(steps, mean, color=color, label=layer if layer in shown else None)
             axis.fill_between(steps, mean - se, mean + se, color=color, alpha=0.2, lw=0)
         axis.set(title=name, xlabel="step", yscale="log", ylim=(1, 100))
         axis.set_yticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
@@ -104,19 +105,22 @@ def firing_rates(runs: Runs) -> Drawing:
     figure, axes = panels(1, len(runs), sharey=True)
     for axis, (name, view) in zip(axes, runs.items(), strict=True):
         rates = view.outcome.arrays.get("firing_rates", {})
+        shown = _some(list(rates))
         for (layer, values), color in zip(rates.items(), _layer_colors(len(rates)), strict=True):
-            axis.plot(np.arange(1, len(values) + 1) / len(values), 100 * np.asarray(values), color=color, label=layer)
+            label = layer if layer in shown else None
+            axis.plot(np.arange(1, len(values) + 1) / len(values), 100 * np.asarray(values), color=color, label=label)
         axis.set(title=name, xlabel="unit, sorted (share of layer)", yscale="symlog", ylim=(0, 105))
         axis.set_yscale("symlog", linthresh=0.1)
         axis.set_yticks([0, 0.1, 1, 10, 100], ["0", "0.1", "1", "10", "100"])
     axes[0].set_ylabel("tokens on which it fires (%)")
-    axes[0].legend()
+    if axes[0].lines:
+        axes[0].legend()
     return done(figure)
 
 
 def pre_activations(runs: Runs) -> Drawing:
-    """Histograms of pre-activations, first and last record of training, per layer and run."""
-    layers = list(next(iter(runs.values())).records("sparsity")[0]["layers"])
+    """Histograms of pre-activations, first and last record of training, per layer (eight of many) and run."""
+    layers = _some(list(next(iter(runs.values())).records("sparsity")[0]["layers"]))
     figure, axes = panels(len(runs), len(layers), height=1.8, sharex=True)
     centres = (HISTOGRAM_EDGES[:-1] + HISTOGRAM_EDGES[1:]) / 2
     width = HISTOGRAM_EDGES[1] - HISTOGRAM_EDGES[0]
@@ -217,6 +221,11 @@ def done(figure: Figure) -> Drawing:
 def color(i: int, n: int) -> Any:
     """The i-th of n colours in order, dark to light."""
     return plt.get_cmap("viridis")(i / max(n, 1))
+
+
+def _some(layers: list[str]) -> list[str]:
+    """Eight of many layers, evenly spread, the first and the last among them."""
+    return [layers[round(i)] for i in np.linspace(0, len(layers) - 1, min(8, len(layers)))]
 
 
 def _layer_colors(n: int) -> list[Any]:
