@@ -1,6 +1,7 @@
 """The benchmark suites, by name: each yields its cases, small ones with `smoke`."""
 
 from sparsity.bench.protocol import Suite
+from sparsity.bench.seeds import seeds_cases
 from sparsity.bench.top_k import top_k_cases
 
-SUITES: dict[str, Suite] = {"top_k": top_k_cases}
+SUITES: dict[str, Suite] = {"top_k": top_k_cases, "seeds": seeds_cases}

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -202,15 +203,18 @@ def run_study(
     workdir = Path(workdir)
     configs = part.of(expand(sweep, scale))
     records = []
+    clock = _Clock([Workdir(run_directory(workdir, c)).read_outcome() is None for c in configs])
     for i, config in enumerate(configs):
         files = Workdir(run_directory(workdir, config))
-        if len(configs) > 1 and files.read_outcome() is None:
-            progress.say(f"run {i + 1} of {len(configs)}: {config.name}")
+        if len(configs) > 1 and clock.to_do[i]:
+            progress.say(f"run {i + 1} of {len(configs)}: {config.name}{clock.left(i)}")
         outcome = run(config, files.path, progress)
-        if outcome.status == "finished" and not files.report.exists():
+        clock.done(i)
+        # Hundreds of runs are read in the study's own table; `launch.train` makes the page of one when asked.
+        if not study.table and outcome.status == "finished" and not files.report.exists():
             report.write_run_report(files)
         records.append(Record(config, files, outcome))
-    rows = study.table(records) if study.table and part.whole else []
+    rows = study.table(records) if study.table else []
     text = report.text_rows(rows) if rows else report.text_table({r.config.name: r.outcome for r in records})
     if not part.whole:
         return Results(f"{text}\n\na part of the study: run it whole for its results", None)
@@ -222,6 +226,27 @@ def run_study(
         return Results(f"{text}\n\n{study.name}: finished already; nothing to do.", page)
     _write(study, page, records, rows, findings, judgements)
     return Results(text, page)
+
+
+class _Clock:
+    """Time left of a study, from the mean duration of the runs it has done."""
+
+    def __init__(self, to_do: list[bool]):
+        self.to_do, self._seconds, self._began = to_do, [], time.monotonic()
+
+    def done(self, i: int) -> None:
+        """Run `i` has ended."""
+        now = time.monotonic()
+        if self.to_do[i]:
+            self._seconds.append(now - self._began)
+        self._began = now
+
+    def left(self, i: int) -> str:
+        """What to say of the time left before run `i` starts; nothing before the first."""
+        if not self._seconds:
+            return ""
+        minutes = sum(self.to_do[i:]) * sum(self._seconds) / len(self._seconds) / 60
+        return f" (about {minutes:.0f} min left)"
 
 
 def _manifest(records: Sequence[Record], findings: Sequence[str], judgements: Sequence[Judgement]) -> str:

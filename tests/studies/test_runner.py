@@ -7,7 +7,7 @@ import pytest
 from sparsity import recipes
 from sparsity.config import ConfigError
 from sparsity.run import Engine
-from sparsity.studies import STUDIES
+from sparsity.studies import STUDIES, runner
 from sparsity.studies.runner import Part, expand, plan, run_study
 from sparsity.writer import Progress
 
@@ -34,6 +34,18 @@ def test_a_study_runs_everything_once_and_then_says_finished(tmp_path, sweep):
     again = run_study(STUDIES["quickstart"], sweep, "embedded", tmp_path, Progress(io.StringIO()))
     assert "finished already" in again.text
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_the_time_left_is_that_of_the_runs_still_to_do(monkeypatch):
+    now = iter([0.0, 120.0, 121.0, 241.0])
+    monkeypatch.setattr(runner.time, "monotonic", lambda: next(now))
+    clock = runner._Clock([True, False, True, True, True])
+    assert clock.left(0) == ""
+    clock.done(0)  # two minutes
+    assert clock.left(1) == clock.left(2) == " (about 6 min left)"
+    clock.done(1)  # it was there already
+    clock.done(2)
+    assert clock.left(3) == " (about 4 min left)"
 
 
 def test_another_sweep_makes_another_page(tmp_path, sweep):
