@@ -378,13 +378,15 @@ def _hooks(engine, checkpoints: Checkpoints, meta, writer: MetricsWriter, progre
         progress.show(loss=f"{values['loss']:.3f}", accuracy=f"{values['accuracy']:.3f}")
         progress.update(step + 1)
 
-    def on_record(step, tree):
+    def on_record(step, record):
         layers, fractions = {}, []
-        for layer, stats in merge([by_layer(tree)]).items():
+        for layer, stats in merge([by_layer(record.sparsity)]).items():
             mean, se, n = nonzero_fraction(stats)
             fractions.append(mean)
-            layers[layer] = {"nonzero": mean, "se": se, "n": n, "histogram": stats.histogram.tolist()}
+            q = float(stats.variance_sum / stats.examples)
+            layers[layer] = {"nonzero": mean, "se": se, "n": n, "q": q, "histogram": stats.histogram.tolist()}
         writer.write("sparsity", step, layers=layers)
+        writer.write("gradients", step, norms={name: norm.tolist() for name, norm in record.grad_norms.items()})
         progress.show(nonzero=f"{100 * np.mean(fractions):.1f}%")
 
     def on_eval(step, state):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from typing import Literal
 
 import flax.linen as nn
 import jax
 
 from sparsity import axes
 from sparsity.config import one_of
+from sparsity.layers import initializers
 from sparsity.layers.dense import dense
 from sparsity.layers.sparsify import Context, Sparsify
 from sparsity.ops.sparsifiers import SPARSIFIERS, Sparsifier
+from sparsity.theory.edge_of_chaos import EdgeOfChaos
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +29,10 @@ class MLPConfig:
         those of the sparsifier, before the product.
       use_bias: biases on all matrices (ViT: yes; T5: no).
       dropout: rate applied to h, after the nonzeros were counted.
+      init: "xavier" draws both matrices from Xavier's uniform distribution and starts biases at 0.
+        "edge_of_chaos" carries Price et al. 2024 over to a residual block, whose MLP reads a normalised input:
+        W_i ~ N(0, 1 / fan_in), so that pre-activations are N(0, 1) and the sparsifier's target sparsity holds
+        from the start, and W_o, b_o on the edge of chaos at q* = 1, so that outputs have variance 1 too.
     """
 
     d_ff: int
@@ -32,6 +40,7 @@ class MLPConfig:
     gated: bool = False
     use_bias: bool = True
     dropout: float = 0.0
+    init: Literal["xavier", "edge_of_chaos"] = "xavier"
 
     def __post_init__(self):
         if self.d_ff < 1:
@@ -42,6 +51,18 @@ class MLPConfig:
             self.sparsifier.check_width(self.d_ff)
         except ValueError as error:
             raise ValueError(f"sparsifier.{error}") from error
+        if self.init == "edge_of_chaos":
+            if self.gated:
+                raise ValueError("init: there is no edge of chaos of a gated MLP here; use xavier")
+            if not self.use_bias and self.edge.sigma_b2 > 0:
+                raise ValueError(
+                    f"init: this sparsifier's edge of chaos needs biases of variance {self.edge.sigma_b2:.3g}"
+                )
+
+    @functools.cached_property
+    def edge(self) -> EdgeOfChaos:
+        """Where `init = "edge_of_chaos"` starts W_o and b_o."""
+        return initializers.edge_of(self.sparsifier, 1.0)
 
     def reduced(self, parts: int) -> MLPConfig:
         """The same MLP, narrow, its sparsifier in proportion; `parts` devices split its units."""
@@ -71,15 +92,23 @@ class SparseMLP(nn.Module):
     def __call__(self, x_BxLxD: jax.Array, ctx: Context) -> jax.Array:
         cfg, d_model = self.config, x_BxLxD.shape[-1]
 
+        reads, writes = {}, {}
+        if cfg.init == "edge_of_chaos":
+            reads = {"kernel_init": initializers.input_weights()}
+            writes = {
+                "kernel_init": initializers.edge_weights(cfg.edge),
+                "bias_init": initializers.edge_biases(cfg.edge),
+            }
+
         def into(name):
-            return dense(cfg.d_ff, ("embed", "mlp"), use_bias=cfg.use_bias, dtype=self.dtype, name=name)
+            return dense(cfg.d_ff, ("embed", "mlp"), use_bias=cfg.use_bias, dtype=self.dtype, name=name, **reads)
 
         z_BxLxF = axes.constrain(into("wi")(x_BxLxD), ("batch", "length", "mlp"))
         h_BxLxF = Sparsify(cfg.sparsifier, name="sparsify")(z_BxLxF, ctx)
         if cfg.gated:
             h_BxLxF = h_BxLxF * into("wi_gate")(x_BxLxD)
         h_BxLxF = nn.Dropout(cfg.dropout, deterministic=not ctx.train)(h_BxLxF)
-        out = dense(d_model, ("mlp", "embed"), use_bias=cfg.use_bias, dtype=self.dtype, name="wo")
+        out = dense(d_model, ("mlp", "embed"), use_bias=cfg.use_bias, dtype=self.dtype, name="wo", **writes)
         return axes.constrain(out(h_BxLxF), ("batch", "length", "embed"))
 
 

@@ -56,6 +56,7 @@ class SparsityStats:
       fraction_sum: sum over examples of the nonzero fraction (see `DEFINITION`); NaN if any
         pre-activation or activation of a counted example is NaN.
       fraction_sumsq: sum of its square.
+      variance_sum: sum over examples of the mean of z^2 over tokens and units, the q_l of mean-field theory.
       fired_F: per unit, the number of tokens on which it was nonzero.
       histogram: counts of pre-activations by `HISTOGRAM_EDGES`, both tails included [66].
     """
@@ -64,6 +65,7 @@ class SparsityStats:
     tokens: Any
     fraction_sum: Any
     fraction_sumsq: Any
+    variance_sum: Any
     fired_F: Any
     histogram: Any
 
@@ -89,6 +91,7 @@ def sparsity_stats(z: jax.Array, h: jax.Array, weight_B: jax.Array | None = None
         tokens=jnp.sum(weight_B) * z_BxLxF.shape[1],
         fraction_sum=jnp.sum(counted_B * weight_B),
         fraction_sumsq=jnp.sum(counted_B**2 * weight_B),
+        variance_sum=jnp.sum(jnp.where(weight_B > 0, jnp.mean(z_BxLxF**2, axis=(1, 2)), 0.0) * weight_B),
         fired_F=jnp.einsum("blf,b->f", nonzero_BxLxF.astype(jnp.float32), weight_B),
         histogram=_histogram(z_BxLxF, weight_B),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import io
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -69,7 +70,7 @@ def training_curves(runs: Runs) -> Drawing:
     for i, (name, view) in enumerate(runs.items()):
         train, validation = view.records("train"), view.records("validation")
         for axis, key, val_key in ((axes[0], "loss", "nll"), (axes[1], "accuracy", "accuracy")):
-            steps, values = _smoothed([r["step"] for r in train], [r[key] for r in train], 25)
+            steps, values = smoothed([r["step"] for r in train], [r[key] for r in train], 25)
             axis.plot(steps, values, color=f"C{i}", label=f"{name}, training")
             points = [(r["step"], r[val_key]) for r in validation]
             axis.plot(*zip(*points, strict=True), "o:", color=f"C{i}", ms=4, label=f"{name}, validation")
@@ -194,17 +195,35 @@ class Drawing:
         return self.svg()
 
 
+@dataclasses.dataclass(frozen=True)
+class Captioned:
+    """A drawing with its caption."""
+
+    drawing: Drawing
+    caption: str
+
+    @classmethod
+    def of(cls, figure: Callable[[Runs], Drawing], runs: Runs) -> Captioned:
+        """What `figure` draws of `runs`, captioned by its docstring."""
+        return cls(figure(runs), inspect.cleandoc(figure.__doc__))
+
+
 def done(figure: Figure) -> Drawing:
     """`figure`, no longer held by pyplot, which would keep it for ever."""
     plt.close(figure)
     return Drawing(figure)
 
 
+def color(i: int, n: int) -> Any:
+    """The i-th of n colours in order, dark to light."""
+    return plt.get_cmap("viridis")(i / max(n, 1))
+
+
 def _layer_colors(n: int) -> list[Any]:
-    return [plt.get_cmap("viridis")(i / max(n, 1)) for i in range(n)]
+    return [color(i, n) for i in range(n)]
 
 
-def _smoothed(steps: list[int], values: list[float], window: int) -> tuple[np.ndarray, np.ndarray]:
+def smoothed(steps: list[int], values: list[float], window: int) -> tuple[np.ndarray, np.ndarray]:
     """Means over consecutive windows, at the windows' centres."""
     groups = range(0, len(steps), window)
     return tuple(np.array([np.mean(v[i : i + window]) for i in groups]) for v in (steps, values))

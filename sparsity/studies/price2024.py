@@ -6,7 +6,6 @@ Everything here is computed in float64 from `sparsity.theory`; no network is tra
 from __future__ import annotations
 
 import csv
-import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -197,7 +196,7 @@ def _variance_maps(figure: Any, axes: Any, q: np.ndarray) -> Drawing:
     return draw.done(figure)
 
 
-def table_2() -> list[dict[str, Any]]:
+def table_2(_: Sequence[Record] = ()) -> list[dict[str, Any]]:
     """Table 2's theory columns, ours beside the printed ones, one row a line of the table.
 
     tau and m are solved from s and V'; V'' is taken at m rounded to the two printed decimals, as
@@ -233,15 +232,6 @@ def table_2() -> list[dict[str, Any]]:
 def _agrees(value: float, printed: str) -> bool:
     """Whether `value`, rounded to two decimals, is the printed number (which drops trailing zeros)."""
     return abs(round(value, 2) - float(printed)) < 1e-9
-
-
-def results(_: Sequence[Record]) -> str:
-    """`table_2` as CSV."""
-    rows, buffer = table_2(), io.StringIO()
-    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
 
 
 def mismatches(_: Sequence[Record]) -> Effect:
@@ -338,5 +328,5 @@ MAPS = Study(
     },
     findings=findings,
     claims=CLAIMS,
-    results=results,
+    table=table_2,
 )

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import html
 import inspect
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from sparsity.run import Outcome, Workdir
 from sparsity.studies import draw
-from sparsity.studies.draw import Drawing, Runs, RunView
+from sparsity.studies.draw import Captioned, RunView
 from sparsity.studies.judge import Judgement
 from sparsity.writer import write_text
+
+Row = Mapping[str, Any]  # of a study's own table: column -> a number, a word, or None where there is none
 
 _CSS = """
 :root { color-scheme: light dark; --line: #8884; }
@@ -29,6 +33,19 @@ pre { overflow-x: auto; font-size: .85rem; padding: .8rem; border: 1px solid var
 """
 
 
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A study's own table; the caption says what the columns are."""
+
+    rows: Sequence[Row]
+    caption: str
+
+    @classmethod
+    def of(cls, table: Callable[..., Any], rows: Sequence[Row]) -> Table:
+        """The rows that `table` made, captioned by its docstring."""
+        return cls(rows, inspect.cleandoc(table.__doc__))
+
+
 def text_table(outcomes: Mapping[str, Outcome]) -> str:
     """Measures down, runs across, as aligned text; a diverged run says so in every row's place."""
     names = list(outcomes)
@@ -36,6 +53,24 @@ def text_table(outcomes: Mapping[str, Outcome]) -> str:
     rows = [["measure", *names], ["status", *(_status(outcomes[n]) for n in names)]]
     rows += [[key, *(by_run[n].get(key, "-") for n in names)] for key in _keys(outcomes)]
     return aligned(rows)
+
+
+def text_rows(rows: Sequence[Row]) -> str:
+    """The rows of a study's own table as aligned text."""
+    return aligned([list(rows[0]), *([_cell(v) for v in row.values()] for row in rows)])
+
+
+def rows_csv(rows: Sequence[Row]) -> str:
+    """The rows of a study's own table as CSV, in full precision; None is an empty cell."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
@@ -55,7 +90,8 @@ def write_run_report(files: Workdir) -> None:
     name = view.config["name"]
     introduction = "One training run: its final evaluation, its course, and its config."
     files.report.parent.mkdir(parents=True, exist_ok=True)
-    write_text(files.report, results_page(name, introduction, [], {name: view}))
+    figures = {heading: Captioned.of(figure, {name: view}) for heading, figure in draw.FIGURES.items()}
+    write_text(files.report, results_page(name, introduction, [], {name: view}, figures))
 
 
 def results_page(
@@ -63,25 +99,29 @@ def results_page(
     introduction: str,
     findings: Sequence[str],
     runs: Mapping[str, RunView],
-    figures: Mapping[str, Callable[[Runs], Drawing]] = draw.FIGURES,
+    figures: Mapping[str, Captioned],
     judgements: Sequence[Judgement] = (),
+    table: Table | None = None,
 ) -> str:
     """One self-contained HTML page: findings, verdicts, table, figures, definitions, configs."""
     outcomes = {name: view.outcome for name, view in runs.items()}
-    drawn = {name: view for name, view in runs.items() if view.outcome.status == "finished"}
     parts = [f"<h1>{html.escape(title)}</h1>", f"<p>{html.escape(introduction)}</p>"]
     if findings:
         parts += ["<h2>Findings</h2><ul>", *(f"<li>{html.escape(f)}</li>" for f in findings), "</ul>"]
     if judgements:
         parts += ["<h2>Claims</h2>", _claims(judgements)]
-    if runs:
+    if table:
+        parts += ["<h2>Results</h2>", f"<p>{html.escape(table.caption)}</p>", _html_rows(table.rows)]
+    elif runs:
         parts += ["<h2>Results</h2>", "<p>Value ± standard error; what each is stands under Definitions.</p>"]
         parts.append(_html_table(outcomes))
-    for heading, figure in figures.items() if drawn or not runs else ():
-        caption = html.escape(inspect.cleandoc(figure.__doc__))
-        parts += [f"<h2>{heading}</h2><figure>{figure(drawn).svg()}<figcaption>{caption}</figcaption></figure>"]
+    for heading, figure in figures.items():
+        caption = f"<figcaption>{html.escape(figure.caption)}</figcaption>"
+        parts += [f"<h2>{heading}</h2><figure>{figure.drawing.svg()}{caption}</figure>"]
+    if runs and not table:
+        parts += ["<h2>Definitions</h2>", _definitions(outcomes)]
     if runs:
-        parts += ["<h2>Definitions</h2>", _definitions(outcomes), "<h2>Configs</h2>"]
+        parts += ["<h2>Configs</h2>"]
     for name, view in runs.items():
         text = html.escape(json.dumps(view.config, indent=1))
         parts.append(f"<details><summary>{html.escape(name)}</summary><pre>{text}</pre></details>")
@@ -103,6 +143,13 @@ def _html_table(outcomes: Mapping[str, Outcome]) -> str:
         tds = "".join("<td>-</td>" if m is None else f'<td title="n = {m.n}">{html.escape(str(m))}</td>' for m in found)
         rows.append(f"<tr><td>{html.escape(key)}</td>{tds}</tr>")
     return f'<div class="wide"><table><tr><th>measure</th>{header}</tr>{"".join(rows)}</table></div>'
+
+
+def _html_rows(rows: Sequence[Row]) -> str:
+    header = "".join(f"<th>{html.escape(column)}</th>" for column in rows[0])
+    cells = ("".join(f"<td>{html.escape(_cell(v))}</td>" for v in row.values()) for row in rows)
+    body = "".join(f"<tr>{row}</tr>" for row in cells)
+    return f'<div class="wide"><table><tr>{header}</tr>{body}</table></div>'
 
 
 def _claims(judgements: Sequence[Judgement]) -> str:

@@ -18,6 +18,7 @@ from sparsity.run import Engine, Outcome, RunConfig, Workdir, run, run_config
 from sparsity.studies import draw, report
 from sparsity.studies.draw import Drawing, Runs, RunView
 from sparsity.studies.judge import Claim, Judgement, judge
+from sparsity.studies.report import Row
 from sparsity.writer import Progress, write_bytes, write_json, write_text
 
 
@@ -38,9 +39,12 @@ class Study:
       name: its config is configs/<name>.py; its results go to W/<name>/.
       title, introduction: of the report, for someone who did not run it.
       findings: the sentences that answer the question, computed from the records.
-      figures: by heading, each from the finished runs by name; the first is the study's figure.png.
+      figures: by heading, each from the runs by name; the first is the study's figure.png.
       claims: what the paper claims, judged from the records.
-      results: the records as the text of results.csv; by default every measure of every run.
+      table: the records as the rows of results.csv and of the page's table, its docstring saying what the
+        columns are; by default every measure of every run. With a table of its own a study's figures get
+        diverged runs too, else only finished ones.
+      series: numbers by step or layer that figures show, as the rows of series.csv.
     """
 
     name: str
@@ -49,7 +53,8 @@ class Study:
     findings: Callable[[Sequence[Record]], list[str]]
     figures: Mapping[str, Callable[[Runs], Drawing]] = dataclasses.field(default_factory=lambda: draw.FIGURES)
     claims: tuple[Claim, ...] = ()
-    results: Callable[[Sequence[Record]], str] | None = None
+    table: Callable[[Sequence[Record]], list[Row]] | None = None
+    series: Callable[[Sequence[Record]], list[Row]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +210,8 @@ def run_study(
         if outcome.status == "finished" and not files.report.exists():
             report.write_run_report(files)
         records.append(Record(config, files, outcome))
-    text = report.text_table({r.config.name: r.outcome for r in records}) if records else ""
+    rows = study.table(records) if study.table and part.whole else []
+    text = report.text_rows(rows) if rows else report.text_table({r.config.name: r.outcome for r in records})
     if not part.whole:
         return Results(f"{text}\n\na part of the study: run it whole for its results", None)
     page = workdir / study.name / "report" / "index.html"
@@ -214,7 +220,7 @@ def run_study(
     text = "\n".join([text, "", *findings, *(f"{j.claim.id}: {j.verdict} ({j.claim.statement})" for j in judgements)])
     if _standing(page) == _manifest(records, findings, judgements):
         return Results(f"{text}\n\n{study.name}: finished already; nothing to do.", page)
-    _write(study, page, records, findings, judgements)
+    _write(study, page, records, rows, findings, judgements)
     return Results(text, page)
 
 
@@ -232,19 +238,30 @@ def _standing(page: Path) -> str | None:
 
 
 def _write(
-    study: Study, page: Path, records: Sequence[Record], findings: Sequence[str], judgements: Sequence[Judgement]
+    study: Study,
+    page: Path,
+    records: Sequence[Record],
+    rows: list[Row],
+    findings: Sequence[str],
+    judgements: Sequence[Judgement],
 ) -> None:
     """Writes the study's files; study.json last, since it says that all is there."""
     page.parent.mkdir(parents=True, exist_ok=True)
     folder = page.parents[1]
     outcomes = {r.config.name: r.outcome for r in records}
-    write_text(folder / "results.csv", study.results(records) if study.results else report.results_csv(outcomes))
+    write_text(folder / "results.csv", report.rows_csv(rows) if rows else report.results_csv(outcomes))
+    if study.series:
+        write_text(folder / "series.csv", report.rows_csv(study.series(records)))
     write_json(folder / "claims.json", [j.record() for j in judgements])
     runs = {r.config.name: RunView.of(r.files, r.outcome) for r in records}
-    finished = {name: view for name, view in runs.items() if view.outcome.status == "finished"}
-    if finished or not runs:
-        drawing = next(iter(study.figures.values()))(finished)
-        write_bytes(folder / "figure.png", drawing.png())
-        write_text(folder / "figure.svg", drawing.svg())
-    write_text(page, report.results_page(study.title, study.introduction, findings, runs, study.figures, judgements))
+    drawn = {name: view for name, view in runs.items() if rows or view.outcome.status == "finished"}
+    figures = {
+        heading: draw.Captioned.of(figure, drawn) for heading, figure in study.figures.items() if drawn or not runs
+    }
+    for first in list(figures.values())[:1]:
+        write_bytes(folder / "figure.png", first.drawing.png())
+        write_text(folder / "figure.svg", first.drawing.svg())
+    table = report.Table.of(study.table, rows) if study.table else None
+    page_text = report.results_page(study.title, study.introduction, findings, runs, figures, judgements, table)
+    write_text(page, page_text)
     write_text(folder / "study.json", _manifest(records, findings, judgements))

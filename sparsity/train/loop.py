@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from sparsity import spmd
 from sparsity.train.guard import Diverged, Preempted, StopSignals
 from sparsity.train.state import TrainState
-from sparsity.train.step import StepMetrics
+from sparsity.train.step import Record, StepMetrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,14 +22,14 @@ class Hooks:
 
     Attributes:
       on_step: (step, metrics), every step, one step late.
-      on_record: (step, sparsity stats by layer), every recording step, one step late.
+      on_record: (step, record), every recording step, one step late.
       on_eval: (step, state), before the update of each evaluation step.
       on_speed: (step, seconds per step over the window's plain steps, number of them).
       save: (step, state), only with a state known to be finite.
     """
 
     on_step: Callable[[int, StepMetrics], None]
-    on_record: Callable[[int, Any], None]
+    on_record: Callable[[int, Record], None]
     on_eval: Callable[[int, TrainState], None]
     on_speed: Callable[[int, float, int], None]
     save: Callable[[int, TrainState], None]
@@ -78,7 +78,7 @@ def train(
       Preempted: a stop signal came; the state is saved.
     """
     start = int(jax.device_get(state.step))
-    pending: tuple[int, StepMetrics, Any] | None = None
+    pending: tuple[int, StepMetrics, Record | None] | None = None
     window = _Window()
 
     def settle() -> None:
@@ -87,9 +87,9 @@ def train(
         if pending is None:
             return
         (step, *device), pending = pending, None
-        metrics, stats = jax.device_get(device)
-        if stats:
-            hooks.on_record(step, stats)
+        metrics, record = jax.device_get(device)
+        if record is not None:
+            hooks.on_record(step, record)
         hooks.on_step(step, metrics)
         if not metrics.finite:
             raise Diverged(step)

@@ -39,6 +39,19 @@ class StepMetrics:
     finite: jax.Array
 
 
+@flax.struct.dataclass
+class Record:
+    """What a recording step hands out beside its metrics.
+
+    Attributes:
+      sparsity: the `SparsityStats` that the layers sowed, by module.
+      grad_norms: L2 norm of the gradient of each kernel, by the path of its module; scanned layers are stacked [L].
+    """
+
+    sparsity: Any
+    grad_norms: dict[str, jax.Array]
+
+
 def gradients(model: nn.Module, loss: Loss, inputs: tuple[str, ...], seed: int, record: bool, accumulate: int = 1):
     """The function (state, batch) -> (LossSums, mean gradient, model_state, sparsity stats).
 
@@ -84,7 +97,10 @@ def gradients(model: nn.Module, loss: Loss, inputs: tuple[str, ...], seed: int, 
 def make_train_step(
     compute: Callable, tx: optax.GradientTransformation, schedule: optax.Schedule, mesh: Mesh, placed: TrainState
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics, Any]]:
-    """Compiles (state, batch) -> (state, metrics, sparsity stats); the state is donated."""
+    """Compiles (state, batch) -> (state, metrics, record); the state is donated.
+
+    `record` is a `Record` if `compute` records, else None.
+    """
 
     def train_step(state: TrainState, batch: Batch):
         sums, grads, model_state, stats = compute(state, batch)
@@ -97,7 +113,8 @@ def make_train_step(
             learning_rate=jnp.asarray(schedule(state.step), jnp.float32),
             finite=_all_finite((sums.loss, grads, params)),
         )
-        return TrainState(state.step + 1, params, opt_state, model_state), metrics, stats
+        record = Record(stats, kernel_norms(grads)) if stats else None
+        return TrainState(state.step + 1, params, opt_state, model_state), metrics, record
 
     everywhere = spmd.replicated(mesh)
     return jax.jit(
@@ -106,6 +123,20 @@ def make_train_step(
         out_shardings=(placed, everywhere, everywhere),
         donate_argnums=0,
     )
+
+
+def kernel_norms(grads: Any) -> dict[str, jax.Array]:
+    """L2 norm of each leaf called `kernel`, by its module's path; one norm a layer under a scanned `layers`."""
+    norms = {}
+    for path, grad in jax.tree_util.tree_leaves_with_path(grads):
+        *names, last = [p.key for p in path]
+        if last == "kernel":
+            axes = tuple(range("layers" in names, grad.ndim))
+            # Scaled first: squares of large numbers would overflow.
+            largest = jnp.maximum(jnp.abs(grad).max(axes, keepdims=True), jnp.finfo(grad.dtype).tiny)
+            norm = jnp.sqrt(jnp.sum((grad / largest) ** 2, axes)) * largest.reshape(grad.shape[: axes[0]])
+            norms["/".join(names)] = norm
+    return norms
 
 
 def _all_finite(tree: Any) -> jax.Array:

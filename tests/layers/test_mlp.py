@@ -9,7 +9,7 @@ import pytest
 from sparsity.config import ConfigError, build
 from sparsity.layers.mlp import MLPConfig, MLPFlops, SparseMLP, mlp_flops
 from sparsity.layers.sparsify import STATS, Context
-from sparsity.ops.sparsifiers import Gelu, Relu, SoftThreshold, TopK
+from sparsity.ops.sparsifiers import ClippedRelu, Gelu, Relu, SoftThreshold, TopK
 
 B, L, D, F = 3, 4, 5, 12
 X = jnp.asarray(np.random.default_rng(0).normal(size=(B, L, D)), jnp.float32)
@@ -186,3 +186,31 @@ def test_a_reduced_mlp_is_narrow_and_the_same_else():
     assert mlp.reduced(3) == dataclasses.replace(mlp, d_ff=33, sparsifier=TopK(k=4, method="statistical"))
     narrow = MLPConfig(12, TopK(k=5))
     assert narrow.reduced(1) == narrow
+
+
+def test_on_the_edge_of_chaos_the_target_sparsity_holds_at_the_start_and_the_output_has_variance_one():
+    sparsifier = ClippedRelu(sparsity=0.85, slope=0.7)
+    mlp = SparseMLP(MLPConfig(d_ff=2048, sparsifier=sparsifier, init="edge_of_chaos"))
+    x = jax.random.normal(jax.random.key(0), (16, 32, 256))
+    x = x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True))  # what a layer norm hands over
+    variables = mlp.init(jax.random.key(1), x, Context())
+    y, recorded = mlp.apply(variables, x, Context(record=True), mutable=[STATS])
+    stats = recorded[STATS]["sparsify"]["stats"]
+    # 2,048 units of random weights: the variance and the share of zeros of one draw are good to 1 / sqrt(2048) = 2 %.
+    np.testing.assert_allclose(1 - stats.fraction_sum / stats.examples, 0.85, atol=0.02)
+    np.testing.assert_allclose(stats.variance_sum / stats.examples, 1.0, rtol=0.05)
+    # 256 outputs share their 256 biases: good to sqrt(2 / 256) = 9 %, three times that.
+    np.testing.assert_allclose(jnp.mean(y**2), 1.0, rtol=0.27)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"gated": True}, "init: there is no edge of chaos of a gated MLP"),
+        ({"use_bias": False}, "init: this sparsifier's edge of chaos needs biases of variance"),
+        ({"sparsifier": TopK(k=2)}, "sparsifier: TopK acts on a whole token"),
+    ],
+)
+def test_an_edge_of_chaos_that_does_not_exist_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        MLPConfig(**({"d_ff": 8, "sparsifier": ClippedRelu(sparsity=0.85, slope=0.7)} | settings), init="edge_of_chaos")

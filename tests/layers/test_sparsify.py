@@ -40,6 +40,7 @@ def test_the_statistics_of_a_case_counted_by_hand():
     np.testing.assert_allclose(stats.fraction_sum, 3 / 12 + 7 / 12, rtol=1e-6)
     np.testing.assert_allclose(stats.fraction_sumsq, (3 / 12) ** 2 + (7 / 12) ** 2, rtol=1e-6)
     np.testing.assert_array_equal(stats.fired_F, [3, 2, 3, 2])
+    np.testing.assert_allclose(stats.variance_sum, (Z.astype(float) ** 2).mean((1, 2)).sum(), rtol=1e-6)
 
 
 def test_weights_count_examples_and_leave_padding_out():

@@ -11,7 +11,7 @@ from sparsity import spmd
 from sparsity.train.guard import Diverged, Preempted
 from sparsity.train.loop import Hooks, Intervals, train
 from sparsity.train.state import TrainState
-from sparsity.train.step import StepMetrics
+from sparsity.train.step import Record, StepMetrics
 
 
 class Recorder:
@@ -21,7 +21,7 @@ class Recorder:
         self.events, self.bad_step, self.signal_at = [], bad_step, signal_at
         self.hooks = Hooks(
             on_step=lambda s, m: self.events.append(("metrics", s)),
-            on_record=lambda s, stats: self.events.append(("record", s)),
+            on_record=lambda s, record: self.events.append(("record", s)),
             on_eval=lambda s, state: self.events.append(("eval", s, int(state.step))),
             on_speed=lambda s, seconds, n: self.events.append(("speed", s, n)),
             save=lambda s, state: self.events.append(("save", s, int(state.step))),
@@ -35,7 +35,7 @@ class Recorder:
                 os.kill(os.getpid(), signal.SIGTERM)
             one = np.float32(1)
             metrics = StepMetrics(one, one, one, one, np.bool_(s != self.bad_step))
-            return state.replace(step=state.step + 1), metrics, ({"layer": one} if record else {})
+            return state.replace(step=state.step + 1), metrics, (Record({}, {}) if record else None)
 
         return run
 
@@ -95,7 +95,7 @@ def test_a_stop_signal_saves_the_step_in_progress():
 def test_a_signal_between_the_save_and_the_end_of_a_step_waits_for_the_next_save():
     recorder = Recorder()
     recorder.hooks = dataclasses.replace(
-        recorder.hooks, on_record=lambda s, stats: s == 2 and os.kill(os.getpid(), signal.SIGTERM)
+        recorder.hooks, on_record=lambda s, record: s == 2 and os.kill(os.getpid(), signal.SIGTERM)
     )
     with pytest.raises(Preempted) as error:
         recorder.train(10, Intervals(record=2, eval=100, checkpoint=100, speed=100))

@@ -6,7 +6,7 @@ import pytest
 from sparsity import spmd
 from sparsity.run import Engine, run_config
 from sparsity.train.losses import LOSSES
-from sparsity.train.step import gradients
+from sparsity.train.step import gradients, kernel_norms
 
 
 def _batch(n=32, seed=0):
@@ -70,8 +70,8 @@ def test_recording_does_not_change_the_update(tiny_config, record):
     state, placed = engine.new_state()
     with jax.set_mesh(engine.mesh):
         batch = spmd.place_batch(engine.mesh, _batch())
-        state, metrics, stats = engine.step(placed, record)(state, batch)
-    assert set(stats) == ({"block_0", "block_1"} if record else set())
+        state, metrics, out = engine.step(placed, record)(state, batch)
+    assert (set(out.sparsity) if record else out) == ({"block_0", "block_1"} if record else None)
     # log 10 at a zero head, whatever is recorded.
     np.testing.assert_allclose(metrics.loss, np.log(10), rtol=1e-6)
     assert int(state.step) == 1
@@ -98,3 +98,22 @@ def test_a_nan_anywhere_is_reported_as_not_finite(tiny_config):
         with jax.set_mesh(engine.mesh):
             _, metrics, _ = engine.step(placed, record=False)(state, spmd.place_batch(engine.mesh, batch))
         assert bool(metrics.finite) is expected
+
+
+def test_kernel_norms_name_every_kernel_and_keep_scanned_layers_apart():
+    rng = np.random.default_rng(0)
+    grads = {
+        "head": {"kernel": rng.normal(size=(3, 2)).astype(np.float32), "bias": np.ones(2, np.float32)},
+        "layers": {"dense": {"kernel": rng.normal(size=(5, 3, 3)).astype(np.float32)}},
+    }
+    norms = kernel_norms(jax.tree.map(jnp.asarray, grads))
+    assert set(norms) == {"head", "layers/dense"}
+    np.testing.assert_allclose(norms["head"], np.linalg.norm(grads["head"]["kernel"]), rtol=1e-6)
+    by_hand = [np.linalg.norm(g) for g in grads["layers"]["dense"]["kernel"]]
+    np.testing.assert_allclose(norms["layers/dense"], by_hand, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e25, 1e-25, 0.0])
+def test_kernel_norms_whose_squares_leave_float32(scale):
+    norms = kernel_norms({"head": {"kernel": jnp.full((2, 2), scale, jnp.float32)}})
+    np.testing.assert_allclose(norms["head"], 2 * np.float32(scale), rtol=1e-6)
