@@ -15,7 +15,7 @@ from sparsity.run import RunConfig, run, run_config, smoke
 from sparsity.spmd import MeshConfig
 from sparsity.writer import Progress
 
-# Rows of Table 2 of Price et al. that fail by further fixed points are in the sweeps on purpose.
+# Table 2 of Price et al. has two rows above the bifurcation: they warn, and proceed.
 pytestmark = pytest.mark.filterwarnings("ignore::sparsity.theory.edge_of_chaos.BifurcationWarning")
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -54,7 +54,7 @@ class MLPConfig:
         if self.init == "edge_of_chaos":
             if self.gated:
                 raise ValueError("init: there is no edge of chaos of a gated MLP here; use xavier")
-            if not self.use_bias and self.edge.sigma_b2 > 0:
+            if self.edge.sigma_b2 > 0 and not self.use_bias:
                 raise ValueError(
                     f"init: this sparsifier's edge of chaos needs biases of variance {self.edge.sigma_b2:.3g}"
                 )

@@ -431,11 +431,15 @@ def _solve(entry: _Clipped) -> tuple[float, float]:
 
 
 def _solve_smooth(entry: SmoothClippedRelu) -> tuple[float, float]:
-    tau = edge_of_chaos.threshold(entry.sparsity, entry.q, two_sided=entry.two_sided) + entry.width
-    family = lambda m: type(entry)(entry.width, tau, m).activation()
-    m = edge_of_chaos.clip(family, entry.slope, entry.q, least=2 * entry.width)
-    edge_of_chaos.at(family(m), entry.q)  # warns of further fixed points
+    tau, m = _smooth_clip(type(entry), entry.width, entry.sparsity, entry.slope, entry.q)
+    edge_of_chaos.at(type(entry)(entry.width, tau, m).activation(), entry.q)  # warns of further fixed points
     return tau, m
+
+
+@functools.lru_cache(maxsize=256)
+def _smooth_clip(cls: type, width: float, sparsity: float, slope: float, q: float) -> tuple[float, float]:
+    tau = edge_of_chaos.threshold(sparsity, q, two_sided=cls.two_sided) + width
+    return tau, edge_of_chaos.clip(lambda m: cls(width, tau, m).activation(), slope, q, least=2 * width)
 
 
 SPARSIFIERS: dict[str, type[Sparsifier]] = {

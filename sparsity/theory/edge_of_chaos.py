@@ -148,8 +148,13 @@ def solve(sparsity: float, slope: float | None = None, q: float = 1.0, *, two_si
     (1.04, 1.17, 7.335, 0.595)
     """
     tau = threshold(sparsity, q, two_sided=two_sided)
-    m = math.inf if slope is None else clip(lambda m: thresholded(tau, m, two_sided=two_sided), slope, q)
+    m = math.inf if slope is None else _clip(tau, slope, q, two_sided)
     return dataclasses.replace(at(thresholded(tau, m, two_sided=two_sided), q), tau=tau, m=m)
+
+
+@functools.lru_cache(maxsize=256)
+def _clip(tau: float, slope: float, q: float, two_sided: bool) -> float:
+    return clip(lambda m: thresholded(tau, m, two_sided=two_sided), slope, q)
 
 
 @functools.lru_cache(maxsize=256)

@@ -180,14 +180,6 @@ def test_the_sparsifier_is_chosen_by_name():
     assert build(MLPConfig, {"d_ff": 8, "sparsifier": {"name": "gelu"}}) == MLPConfig(8, Gelu())
 
 
-def test_a_reduced_mlp_is_narrow_and_the_same_else():
-    mlp = MLPConfig(3072, TopK(k=384, method="statistical"), gated=True, use_bias=False, dropout=0.1)
-    assert mlp.reduced(1) == dataclasses.replace(mlp, d_ff=32, sparsifier=TopK(k=4, method="statistical"))
-    assert mlp.reduced(3) == dataclasses.replace(mlp, d_ff=33, sparsifier=TopK(k=4, method="statistical"))
-    narrow = MLPConfig(12, TopK(k=5))
-    assert narrow.reduced(1) == narrow
-
-
 def test_on_the_edge_of_chaos_the_target_sparsity_holds_at_the_start_and_the_output_has_variance_one():
     sparsifier = ClippedRelu(sparsity=0.85, slope=0.7)
     mlp = SparseMLP(MLPConfig(d_ff=2048, sparsifier=sparsifier, init="edge_of_chaos"))
@@ -209,8 +201,17 @@ def test_on_the_edge_of_chaos_the_target_sparsity_holds_at_the_start_and_the_out
         ({"gated": True}, "init: there is no edge of chaos of a gated MLP"),
         ({"use_bias": False}, "init: this sparsifier's edge of chaos needs biases of variance"),
         ({"sparsifier": TopK(k=2)}, "sparsifier: TopK acts on a whole token"),
+        ({"sparsifier": TopK(k=2), "use_bias": False}, "sparsifier: TopK acts on a whole token"),
     ],
 )
 def test_an_edge_of_chaos_that_does_not_exist_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         MLPConfig(**({"d_ff": 8, "sparsifier": ClippedRelu(sparsity=0.85, slope=0.7)} | settings), init="edge_of_chaos")
+
+
+def test_a_reduced_mlp_is_narrow_and_the_same_else():
+    mlp = MLPConfig(3072, TopK(k=384, method="statistical"), gated=True, use_bias=False, dropout=0.1)
+    assert mlp.reduced(1) == dataclasses.replace(mlp, d_ff=32, sparsifier=TopK(k=4, method="statistical"))
+    assert mlp.reduced(3) == dataclasses.replace(mlp, d_ff=33, sparsifier=TopK(k=4, method="statistical"))
+    narrow = MLPConfig(12, TopK(k=5))
+    assert narrow.reduced(1) == narrow
