@@ -21,7 +21,7 @@ from sparsity.ops.sparsifiers import SPARSIFIERS
 from sparsity.run import Engine, run_config
 from sparsity.studies.runner import cost
 
-# Rows of Table 2 of Price et al. that fail by further fixed points are in the sweeps on purpose.
+# Table 2 of Price et al. has two rows above the bifurcation: they warn, and proceed.
 pytestmark = pytest.mark.filterwarnings("ignore::sparsity.theory.edge_of_chaos.BifurcationWarning")
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -11,8 +11,9 @@ from ml_collections import ConfigDict
 from sparsity import recipes
 from sparsity.config import build, config_hash, differences, flatten, to_dict
 from sparsity.ops.sparsifiers import TopK
-from sparsity.run import RunConfig, run, run_config, smoke
+from sparsity.run import RunConfig, Workdir, run, run_config, smoke
 from sparsity.spmd import MeshConfig
+from sparsity.studies import report
 from sparsity.writer import Progress
 
 # Table 2 of Price et al. has two rows above the bifurcation: they warn, and proceed.
@@ -164,8 +165,11 @@ class TestConfigFileWithRuns:
                 assert run_config(to_dict(small)) == small
                 if choices(small) <= SMOKED:
                     continue
-                outcome = run(small, tmp_path / small.name, Progress(io.StringIO()))
+                files = Workdir(tmp_path / small.name)
+                outcome = run(small, files.path, Progress(io.StringIO()))
                 assert (outcome.status, outcome.step) == ("finished", 2), small.name
                 measured = {m.name.partition(".")[0] for m in outcome.measures}
                 assert measured >= {EVALUATED[name] for name in small.evals.names}, small.name
+                report.write_run_report(files)
+                assert small.name in files.report.read_text()
                 SMOKED.update(choices(small))
