@@ -12,6 +12,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
 import hypothesis
+import jax
 import pytest
 
 from sparsity import recipes
@@ -32,3 +33,27 @@ def tiny_config():
     config.every.record, config.every.eval, config.every.checkpoint, config.every.speed = 3, 3, 2, 2
     config.evals.names = ("accuracy", "calibration", "sparsity", "neurons", "cost")
     return config
+
+
+@pytest.fixture(scope="module")
+def tpu_devices():
+    """Four described TPU v5e chips, for compiling ahead of time: there is no TPU. Skips without libtpu."""
+    pytest.importorskip("libtpu")
+    from jax.experimental import topologies
+    from jax.experimental.compilation_cache import compilation_cache
+
+    # Without a TPU its programs cannot be read back from the cache.
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # or the setting has no effect any more
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "TPU_SKIP_MDS_QUERY": "1",
+            "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+            "TPU_WORKER_HOSTNAMES": "localhost",
+            "TPU_WORKER_ID": "0",
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        }.items():
+            patch.setenv(name, value)
+        yield list(topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices)
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()

@@ -11,15 +11,16 @@ from ml_collections import ConfigDict
 from sparsity import recipes
 from sparsity.config import build, config_hash, differences, flatten, to_dict
 from sparsity.ops.sparsifiers import TopK
-from sparsity.run import RunConfig, run, run_config, smoke
+from sparsity.run import RunConfig, Workdir, run, run_config, smoke
 from sparsity.spmd import MeshConfig
+from sparsity.studies import report
 from sparsity.writer import Progress
 
 # Table 2 of Price et al. has two rows above the bifurcation: they warn, and proceed.
 pytestmark = pytest.mark.filterwarnings("ignore::sparsity.theory.edge_of_chaos.BifurcationWarning")
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-FILES = sorted(CONFIGS.glob("**/*.py"))
+FILES = sorted(CONFIGS.glob("**/*.py"), key=lambda path: (len(path.parts), path))  # the quickstart first
 SCALES = ("embedded", "paper")
 
 
@@ -81,15 +82,22 @@ def test_there_are_config_files():
     assert CONFIGS / "quickstart.py" in FILES
 
 
-def kind(config):
-    """What tells one smoke run's program from another's: every choice by name, and no number but the dimensions."""
-    flat = flatten(to_dict(config.model) | {"optimizer": to_dict(config.optimizer), "evals": to_dict(config.evals)})
-    number = lambda key, value: isinstance(value, (int, float)) and not isinstance(value, bool) and key != "dims"
-    named = {key: "number" if number(key, value) else str(value) for key, value in flat.items()}
-    return type(config.model).__name__, *sorted(named.items())
+def choices(config):
+    """What a run's program is made of: its images' shape and the settings of its parts that are not numbers.
+
+    A list counts by its entries; targets of a sparsifier that are None do not count, being settled when it is built.
+    """
+    parts = {part: to_dict(getattr(config, part)) for part in ("model", "optimizer", "evals")}
+    found = {(type(config.model).__name__, "data.image_shape", config.data.image_shape)}
+    for key, value in flatten(parts).items():
+        for one in value if isinstance(value, list) else [value]:
+            number = isinstance(one, (int, float)) and not isinstance(one, bool) and key != "model.dims"
+            if not number and not (one is None and "sparsifier." in key):
+                found.add((type(config.model).__name__, key, one))
+    return found
 
 
-SMOKED = {}  # the outcome of one smoke run of each kind, over all files
+SMOKED = set()  # the choices that a smoke run was made of, over all files
 EVALUATED = {  # a measure of each evaluator
     "accuracy": "accuracy",
     "calibration": "ece",
@@ -149,15 +157,19 @@ class TestConfigFileWithRuns:
                 assert build(RunConfig, to_dict(built)) == built
 
     @pytest.mark.usefixtures("quick_compiles")
-    def test_every_run_is_ready_to_smoke_and_one_of_each_kind_does(self, path, tmp_path):
-        """`launch.train --smoke` of every config: runs of one kind are one program with other numbers."""
+    def test_every_run_is_ready_to_smoke_and_every_choice_is_smoked(self, path, tmp_path):
+        """`launch.train --smoke`: one run at least for every choice that a kind of model is given anywhere."""
         for runs in sweeps(load(path)).values():
             for written in runs:
                 small = smoke(dataclasses.replace(run_config(written), mesh=MeshConfig(1, 1)))
                 assert run_config(to_dict(small)) == small
-                if kind(small) not in SMOKED:
-                    SMOKED[kind(small)] = run(small, tmp_path / f"{len(SMOKED)}", Progress(io.StringIO()))
-                outcome = SMOKED[kind(small)]
+                if choices(small) <= SMOKED:
+                    continue
+                files = Workdir(tmp_path / small.name)
+                outcome = run(small, files.path, Progress(io.StringIO()))
                 assert (outcome.status, outcome.step) == ("finished", 2), small.name
                 measured = {m.name.partition(".")[0] for m in outcome.measures}
                 assert measured >= {EVALUATED[name] for name in small.evals.names}, small.name
+                report.write_run_report(files)
+                assert small.name in files.report.read_text()
+                SMOKED.update(choices(small))

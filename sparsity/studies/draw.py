@@ -164,6 +164,9 @@ FIGURES: dict[str, Callable[[Runs], Drawing]] = {
     "Calibration": reliability_diagram,
 }
 
+# The array of the final evaluation that a figure shows: without its evaluator there is nothing to draw.
+ARRAYS = {"Firing rates": "firing_rates", "Calibration": "reliability"}
+
 
 def panels(rows: int, columns: int, height: float = 2.9, **kwargs: Any) -> tuple[Figure, Any]:
     """A figure as wide as a report and its axes: an array [columns] for one row, else [rows, columns]."""

@@ -90,7 +90,8 @@ def write_run_report(files: Workdir) -> None:
     name = view.config["name"]
     introduction = "One training run: its final evaluation, its course, and its config."
     files.report.parent.mkdir(parents=True, exist_ok=True)
-    figures = {heading: Captioned.of(figure, {name: view}) for heading, figure in draw.FIGURES.items()}
+    shown = {h: f for h, f in draw.FIGURES.items() if h not in draw.ARRAYS or draw.ARRAYS[h] in view.outcome.arrays}
+    figures = {heading: Captioned.of(figure, {name: view}) for heading, figure in shown.items()}
     write_text(files.report, results_page(name, introduction, [], {name: view}, figures))
 
 

@@ -420,22 +420,9 @@ def test_the_tpu_kernel_refuses(shape, k, match):
 
 
 @pytest.fixture(scope="module")
-def tpu():
+def tpu(tpu_devices):
     """Sharding on one described TPU v5e core, for compiling ahead of time."""
-    pytest.importorskip("libtpu")
-    from jax.experimental import topologies
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "TPU_SKIP_MDS_QUERY": "1",
-            "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-            "TPU_WORKER_HOSTNAMES": "localhost",
-            "TPU_WORKER_ID": "0",
-            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        }.items():
-            patch.setenv(name, value)
-        topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
-        yield jax.sharding.SingleDeviceSharding(topology.devices[0])
+    return jax.sharding.SingleDeviceSharding(tpu_devices[0])
 
 
 def for_tpu(f, tpu, shape, dtype="float32"):
