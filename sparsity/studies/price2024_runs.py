@@ -215,7 +215,7 @@ def _dots(runs: Runs, column: str) -> Drawing:
         axes[1].plot(target(row.split("_rate")[0]), y, "|", color="k", ms=12)
     axes[0].set(xlabel="test accuracy", xlim=(0, 1), yticks=range(len(rows)), yticklabels=rows)
     axes[0].invert_yaxis()
-    axes[1].set(xlabel="share of zeros on the test split (bar: at initialisation)", xlim=(0, 1))
+    axes[1].set(xlabel="share of zeros on the test split (bar: s)", xlim=(0, 1))
     return draw.done(figure)
 
 
@@ -572,7 +572,7 @@ def zeros_by_layer(runs: Runs) -> Drawing:
 
 
 def _by_layer(runs: Runs, value: Callable[[Sequence[Mapping[str, Any]]], np.ndarray], label: str) -> Drawing:
-    figure, axes = draw.panels(1, 3, height=3.4, sharex=True, sharey=True)
+    figure, axes = draw.panels(1, 3, height=3.4, sharex=True)
     for axis, (kind, members) in zip(axes, _families(runs).items(), strict=True):
         rows = list(dict.fromkeys(row for row, *_ in members))
         for row, _, view in members:
@@ -585,8 +585,8 @@ def _by_layer(runs: Runs, value: Callable[[Sequence[Mapping[str, Any]]], np.ndar
         axis.set(title=kind, xlabel="layer")
         if members:
             axis.legend(fontsize=5, ncols=2)
-    if label != "share of zeros":
-        axes[0].set_yscale("log")
+        if label != "share of zeros":
+            axis.set_yscale("log")
     axes[0].set_ylabel(label)
     return draw.done(figure)
 
@@ -721,7 +721,8 @@ def table_fig5(records: Sequence[Record]) -> list[Row]:
 def first_gradients(runs: Runs) -> Drawing:
     """Fig. 5: gradient norm (L2, of each layer's weights) against layer for the first 15 steps, dark to light.
 
-    Of each row the seed whose norms come to be the largest: the paper shows a run that failed.
+    Of each row the seed whose norms come to be the largest: the paper shows a run that failed. Norms that are not
+    finite leave the picture at its top.
     """
     rows = list(dict.fromkeys(row_and_seed(name)[0] for name in runs))
     figure, axes = draw.panels(1, len(rows), sharex=True, sharey=True)
@@ -730,7 +731,7 @@ def first_gradients(runs: Runs) -> Drawing:
         worst = max(members, key=lambda name: members[name].max())
         for step, logs in enumerate(members[worst]):
             axis.plot(np.arange(2, len(logs) + 2), logs, color=draw.color(step, 15), lw=0.8)
-        axis.set(title=f"{row}, seed {row_and_seed(worst)[1]}", xlabel="layer")
+        axis.set(title=f"{row}, seed {row_and_seed(worst)[1]}", xlabel="layer", ylim=(-16, 20))
     axes[0].set_ylabel("log10 gradient norm")
     return draw.done(figure)
 
