@@ -98,18 +98,18 @@ def deep_mlp_mnist() -> ConfigDict:
         "dnn100_mnist",
         {"name": "deep_mlp", "width": 300, "depth": 100, "sparsifier": {"name": "relu"}, "input_gain": 1.0},
         {"name": "mnist", "held_out": 0.1},
-        {"steps": 200 * 540, "batch": 100, "learning_rate": 1e-4},
+        {"steps": 200 * 450, "batch": 120, "learning_rate": 1e-4},
     )
 
 
 def deep_cnn_digits() -> ConfigDict:
     """The deep CNN of Price et al. 2024 (ReLU), narrower and shallower, on handwritten digits."""
-    model = {"channels": 24, "depth": 15, "kernel": 3, "dims": 2, "sparsifier": {"name": "relu"}, "input_gain": 1.0}
+    model = {"channels": 24, "depth": 8, "kernel": 3, "dims": 2, "sparsifier": {"name": "relu"}, "input_gain": 1.0}
     return _deep(
-        "cnn15_digits",
+        "cnn8_digits",
         {"name": "deep_cnn"} | model,
         {"name": "digits", "shift": 0},
-        {"steps": 1500, "batch": 32, "learning_rate": 1e-2},
+        {"steps": 4000, "batch": 32, "learning_rate": 1e-2},
     )
 
 
@@ -120,7 +120,7 @@ def deep_cnn_cifar10() -> ConfigDict:
         "cnn50_cifar10",
         {"name": "deep_cnn"} | model,
         {"name": "cifar10", "held_out": 0.1},
-        {"steps": 200 * 450, "batch": 100, "learning_rate": 1e-3},
+        {"steps": 200 * 375, "batch": 120, "learning_rate": 1e-3},
     )
 
 

@@ -97,17 +97,17 @@ KEY_ROWS = TRAIN_WELL | {
 INPUTS = ("momentum", "inputs of zero mean and unit variance")
 NET = (*INPUTS, "first layer's bias", "head on the edge", "inputs of variance .8")
 PAPERS = {
-    "price2024/table2.py": Paper(DNN, TABLE2, 5, ("batch 100", *NET), epochs=200, examples=54_000),
+    "price2024/table2.py": Paper(DNN, TABLE2, 5, ("batch 120", *NET), epochs=200, examples=54_000),
     "price2024/table2_cnn.py": Paper(
         CNN,
         TABLE2,
         1,
-        ("batch 100", *INPUTS, "3 x 3 windows", "stride 1", "circular padding", "mean over positions"),
+        ("batch 120", *INPUTS, "3 x 3 windows", "stride 1", "circular padding", "mean over positions"),
         epochs=200,
         examples=45_000,
     ),
     "price2024/depth100.py": Paper(DNN, frozenset(KEY_ROWS), 1, ("as table2",), epochs=200, examples=54_000),
-    "price2024/fig5.py": Paper(DNN, frozenset(FIG5 | TRAIN_WELL), 5, ("batch 100",), steps=15),
+    "price2024/fig5.py": Paper(DNN, frozenset(FIG5 | TRAIN_WELL), 5, ("batch 120",), steps=15),
     "price2024/initial.py": Paper(DNN, TABLE2, 5, ("batch of step 0",), steps=1),
 }
 

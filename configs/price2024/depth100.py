@@ -5,8 +5,9 @@ Command: python -m launch.reproduce --study=price2024/depth100 --workdir=runs/pr
 Hardware: 2 CPU cores, about 45 minutes.
 Expected: paper: ReLU 94%, CReLU .85 at V' = .7 94%; ReLU_tau .7 and ST .5 10%; CReLU .85/.9 and CST .7/.9 fail in
 most seeds.
-assumed: (embedded) handwritten digits, batch 64, 2,500 steps; rate 1e-2 instead of the paper's 1e-4, at which
-ReLU itself learns nothing in so few steps (it is run at both rates).
+assumed: (embedded) handwritten digits, batch 64, 2,500 steps; rate 1e-3 instead of the paper's 1e-4, at which
+ReLU learns little in so few steps (it is run at both). Chosen on the ReLU row, seed 0: validation loss after 700
+steps 1.41 at 1e-3, 1.81 at 3e-3; at table2's 1e-2 ReLU learned nothing in 600 and one seed of five diverged.
 assumed: (paper) as table2.
 """
 
@@ -14,7 +15,14 @@ from ml_collections import ConfigDict
 
 from sparsity import recipes
 
-BASES = {"embedded": lambda: recipes.deep_mlp_digits(depth=100), "paper": recipes.deep_mlp_mnist}
+
+def _digits() -> ConfigDict:
+    config = recipes.deep_mlp_digits(depth=100)
+    config.optimizer.learning_rate = 1e-3
+    return config
+
+
+BASES = {"embedded": _digits, "paper": recipes.deep_mlp_mnist}
 ROWS = (
     *("relu", "relu_tau_0.6", "relu_tau_0.7", "st_0.5", "crelu_0.85_0.5", "crelu_0.85_0.7", "crelu_0.85_0.9"),
     *("cst_0.7_0.9", "cst_0.8_0.9", "cst_0.85_0.7", "cst_0.85_0.8"),

@@ -5,11 +5,12 @@ and keep it; clips too large fail by further fixed points or by a map too near t
 Command: python -m launch.reproduce --study=price2024/table2 --workdir=runs/price2024
 One run: python -m launch.train --config=configs/price2024/table2.py:crelu_0.85_0.7 --workdir=runs/one
 (`paper/ROW` is the run at the paper's scale.)
-Hardware: 2 CPU cores, under 60 minutes; at the paper's scale 165 runs of 108,000 steps on a GPU or TPU.
+Hardware: 2 CPU cores, under 60 minutes; at the paper's scale 165 runs of 90,000 steps on a GPU or TPU.
 Expected: paper: ReLU 94%, ReLU_tau .7 and ST .5 10%, CReLU .85 at V' = .7 94% with 85% zeros.
 assumed: (embedded) handwritten digits, depth 30, 2,500 steps, 13 rows, 3 seeds; batch 64; rate 1e-2, chosen once
 on the ReLU row, seed 0: validation loss .363, .341, .385 at rates .003, .01, .03; at .1 it diverged.
-assumed: (paper) batch 100, which the paper does not print; 200 epochs of its 54,000 training images.
+assumed: (paper) batch 120, which the paper does not print and eight devices divide; 200 epochs of its 54,000
+training images.
 assumed: no momentum; inputs of zero mean and unit variance over all pixels; first layer's bias 0; a head on the
 edge of chaos too; inputs of variance .8 for the unclipped rows with tau > 0.
 """
