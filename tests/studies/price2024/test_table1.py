@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from sparsity.studies import price2024_table1 as table1
-from sparsity.studies.price2024 import quiet_solve
+from sparsity.studies.price2024 import table1
+from sparsity.studies.price2024.maps import quiet_solve
 
 TABLE1 = table1.TABLE1
 

@@ -4,8 +4,9 @@ import io
 import numpy as np
 import pytest
 
-from sparsity.studies import STUDIES, price2024
+from sparsity.studies import STUDIES
 from sparsity.studies.judge import judge
+from sparsity.studies.price2024 import maps as price2024
 from sparsity.studies.runner import run_study
 from sparsity.writer import Progress
 

@@ -16,7 +16,7 @@ from scipy.special import erfinv, ndtr, ndtri
 from sparsity.studies import draw
 from sparsity.studies.draw import Drawing, Runs
 from sparsity.studies.judge import Claim, Effect
-from sparsity.studies.price2024 import field_of, quiet_solve
+from sparsity.studies.price2024.maps import field_of, quiet_solve
 from sparsity.studies.runner import Record, Row, Study
 from sparsity.theory.edge_of_chaos import EdgeOfChaos
 

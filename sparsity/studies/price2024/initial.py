@@ -1,0 +1,189 @@
+"""Price et al. 2024 at initialisation: the signal of all rows of Table 2 through 100 random layers."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sparsity.studies import draw
+from sparsity.studies.draw import Drawing, Runs, RunView
+from sparsity.studies.judge import Claim, Effect
+from sparsity.studies.price2024.runs import (
+    EXTRA_FIXED_POINTS,
+    by_row,
+    gradient_norms,
+    growth,
+    metrics_of,
+    row_and_seed,
+    target,
+    variances,
+    zeros,
+)
+from sparsity.studies.runner import Record, Row, Study
+
+
+def _leaves(record: Record) -> bool:
+    """Whether q_l leaves [1/2, 2] at some layer of 100."""
+    q = variances(metrics_of(record))
+    return not bool(np.all((q > 0.5) & (q < 2)))
+
+
+def table(records: Sequence[Record]) -> list[Row]:
+    """Every row of Table 2 through 100 random layers, on the first training batch, n seeds.
+
+    q_100: mean of z^2 of the last hidden layer, least, median and largest over seeds. leaves: seeds in which q_l
+    leaves [1/2, 2] at some layer. zeros: share of zeros, mean over layers and seeds. growth: largest over smallest
+    norm of a layer's weight gradient, median over seeds (inf: a norm is not finite or is 0).
+    """
+    rows = []
+    for row, runs in by_row(records).items():
+        metrics = [metrics_of(r) for r in runs.values()]
+        last = [variances(m)[-1] for m in metrics]
+        rows.append(
+            {
+                "row": row,
+                "n": len(metrics),
+                "q_100, least": float(np.min(last)),
+                "q_100": float(np.median(last)),
+                "q_100, largest": float(np.max(last)),
+                "leaves": sum(map(_leaves, runs.values())),
+                "s": target(row),
+                "zeros": float(np.mean([zeros(m) for m in metrics])),
+                "growth": float(np.median([growth(gradient_norms(m)) for m in metrics])),
+            }
+        )
+    return rows
+
+
+def _families(runs: Runs) -> dict[str, list[tuple[str, str, RunView]]]:
+    """(row, name, view) of the runs by kind of activation."""
+    out: dict[str, list[tuple[str, str, RunView]]] = {"unclipped": [], "CReLU": [], "CST": []}
+    for name, view in runs.items():
+        row, _ = row_and_seed(name)
+        kind = "CReLU" if row.startswith("crelu") else "CST" if row.startswith("cst") else "unclipped"
+        out[kind].append((row, name, view))
+    return out
+
+
+def variance_by_layer(runs: Runs) -> Drawing:
+    """q_l against layer l at initialisation, one line a run, colour by row; rows with further fixed points dashed."""
+    return _by_layer(runs, variances, "variance q_l")
+
+
+def gradients_by_layer(runs: Runs) -> Drawing:
+    """L2 norm of the gradient of each layer's weights at initialisation, one line a run, colour by row."""
+    return _by_layer(runs, gradient_norms, "gradient norm")
+
+
+def zeros_by_layer(runs: Runs) -> Drawing:
+    """Share of zeros in each layer at initialisation, one line a run, colour by row."""
+    return _by_layer(runs, zeros, "share of zeros")
+
+
+def _by_layer(runs: Runs, value: Callable[[Sequence[Mapping[str, Any]]], np.ndarray], label: str) -> Drawing:
+    figure, axes = draw.panels(1, 3, height=3.4, sharex=True)
+    for axis, (kind, members) in zip(axes, _families(runs).items(), strict=True):
+        rows = list(dict.fromkeys(row for row, *_ in members))
+        for row, _, view in members:
+            values = value(view.metrics)
+            color = draw.color(rows.index(row), len(rows))
+            style = "--" if row in EXTRA_FIXED_POINTS else "-"
+            first = not any(line.get_label() == row for line in axis.lines)
+            layers = np.arange(101 - len(values), 101) if len(values) < 101 else np.arange(1, len(values) + 1)
+            axis.plot(layers, values, style, color=color, lw=0.8, label=row if first else None)
+        axis.set(title=kind, xlabel="layer")
+        if members:
+            axis.legend(fontsize=5, ncols=2)
+        if label != "share of zeros":
+            axis.set_yscale("log")
+    axes[0].set_ylabel(label)
+    return draw.done(figure)
+
+
+def findings(records: Sequence[Record]) -> list[str]:
+    """Which rows leave q*, keep their sparsity, and let gradients grow."""
+    rows = table(records)
+    left = ", ".join(f"{r['row']} ({r['leaves']} of {r['n']})" for r in rows if r["leaves"])
+    grown = ", ".join(f"{r['row']} ({r['growth']:.3g})" for r in rows if not r["growth"] < 1e3)
+    off = max((abs(r["zeros"] - r["s"]), r["row"]) for r in rows if r["row"].startswith("c") and not r["leaves"])
+    return [
+        f"q_l leaves [1/2, 2] within 100 layers in: {left or 'none'}.",
+        f"Gradient norms differ by more than 1,000 between layers (median over seeds) in: {grown or 'none'}.",
+        f"Initial sparsity of the clipped rows that stay: within {off[0]:.3f} of s (worst: {off[1]}).",
+    ]
+
+
+def _share_leaving(records: Sequence[Record], chosen: Callable[[str], bool]) -> Effect:
+    runs = [r for row, seeds in by_row(records).items() if chosen(row) for r in seeds.values()]
+    return Effect.of([float(_leaves(r)) for r in runs])
+
+
+CLAIMS = (
+    Claim(
+        id="P9",
+        where="Secs. 2, 3",
+        statement="q_l stays near q* through 100 layers in every clipped row but CST .8/.9 and .85/.9",
+        effect="share of runs of these rows in which q_l leaves [1/2, 2] at some layer",
+        unit="run",
+        side="below",
+        threshold=0.1,
+        measure=functools.partial(
+            _share_leaving, chosen=lambda row: row.startswith("c") and row not in EXTRA_FIXED_POINTS
+        ),
+    ),
+    Claim(
+        id="P9.extra",
+        where="Sec. 3.1",
+        statement="in CST .8/.9 and .85/.9 it does not: it settles on a further fixed point",
+        effect="share of their runs in which q_l leaves [1/2, 2] at some layer",
+        unit="run",
+        side="above",
+        threshold=0.5,
+        measure=functools.partial(_share_leaving, chosen=lambda row: row in EXTRA_FIXED_POINTS),
+    ),
+    Claim(
+        id="P9.unclipped",
+        where="Sec. 2",
+        statement="unclipped with tau > 0 it diverges",
+        effect="share of runs of the five unclipped rows with tau > 0 in which q_l leaves [1/2, 2] at some layer",
+        unit="run",
+        side="above",
+        threshold=0.5,
+        measure=functools.partial(_share_leaving, chosen=lambda row: not row.startswith("c") and row != "relu"),
+    ),
+    Claim(
+        id="P5.initial",
+        where="Sec. 4",
+        statement="s = .85 with the smallest m has no exploding gradients at initialisation",
+        effect="log10(largest / smallest gradient norm of a layer) of crelu_0.85_0.5 and cst_0.85_0.5",
+        unit="run",
+        side="below",
+        threshold=1.0,
+        measure=lambda records: Effect.of(
+            [
+                math.log10(growth(gradient_norms(metrics_of(r))))
+                for row, seeds in by_row(records).items()
+                if row in ("crelu_0.85_0.5", "cst_0.85_0.5")
+                for r in seeds.values()
+            ]
+        ),
+    ),
+)
+
+INITIAL = Study(
+    name="price2024/initial",
+    title="Price et al. 2024: the signal through 100 random layers",
+    introduction=(
+        "All 33 activations of Table 2 in the paper's own network, width 300 and depth 100, before training: the "
+        "variance of pre-activations, the share of zeros and the gradients' norms, layer by layer, on real images. "
+        "What separates the rows that train from those that do not is mostly visible here."
+    ),
+    findings=findings,
+    figures={"Variance": variance_by_layer, "Gradients": gradients_by_layer, "Sparsity": zeros_by_layer},
+    claims=CLAIMS,
+    table=table,
+)
