@@ -213,7 +213,8 @@ def first_steps(config: ConfigDict, steps: int) -> ConfigDict:
 
 def _deep(name: str, model: dict, data: dict, training: dict) -> ConfigDict:
     """Plain SGD at a constant rate, as Price et al. train; the rest of a run."""
-    steps = training["steps"]
+    steps, embedded = training["steps"], data["name"] == "digits"
+    saved = steps if embedded else 1000  # what a kill may cost: an embedded run takes a minute
     return ConfigDict(
         {
             "name": name,
@@ -230,8 +231,8 @@ def _deep(name: str, model: dict, data: dict, training: dict) -> ConfigDict:
                 "schedule": {"name": "constant", "warmup": 0},
                 "grad_clip": None,
             },
-            "mesh": {"data": 1 if data["name"] == "digits" else -1, "model": 1},
-            "every": {"record": max(steps // 8, 1), "eval": max(steps // 8, 1), "checkpoint": steps, "speed": 100},
+            "mesh": {"data": 1 if embedded else -1, "model": 1},
+            "every": {"record": max(steps // 8, 1), "eval": max(steps // 8, 1), "checkpoint": saved, "speed": 100},
             "evals": {"names": ("accuracy", "sparsity"), "split": "test", "batch": 128},
         }
     )

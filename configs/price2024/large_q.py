@@ -31,8 +31,13 @@ def get_config(arg: str = "crelu_0.9_0.7") -> ConfigDict:
 
 
 def _arm(config: ConfigDict, arm: str) -> ConfigDict:
+    if arm not in ("", *ARMS):
+        raise ValueError(f'unknown arm "{arm}"; valid: {", ".join(ARMS)}')
     if arm != "q_clip":
         return recipes.with_large_q(config, Q, arm) if arm else config
+    made_for = {"name": "clipped_relu", "sparsity": 0.9, "slope": 0.7}
+    if config.model.sparsifier.to_dict() != made_for:
+        raise ValueError(f"q_clip: its clip is that of crelu_0.9_0.7, not of {config.name}")
     tau, m = CLIP
     config = recipes.with_large_q(config, Q, "q")
     config.model.sparsifier = ConfigDict({"name": "clipped_relu", "tau": tau * Q**0.5, "m": m})
@@ -49,6 +54,7 @@ def sweep(scale: str) -> list[ConfigDict]:
         for config in recipes.price_sweep(BASES[scale](), (f"crelu_{s}_0.7",), SEEDS):
             arms = ARMS if s == 0.9 else ARMS[:1]
             runs += [config, *(_arm(config, arm) for arm in arms)]
+    runs += recipes.price_sweep(recipes.deep_cnn_digits(), ("relu",), SEEDS)
     for config in recipes.price_sweep(recipes.deep_cnn_digits(), ("crelu_0.9_0.7",), SEEDS):
         runs += [config, _arm(config, "q")]
     return runs

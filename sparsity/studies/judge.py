@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
+from scipy.stats import beta
 from scipy.stats import t as student
 
 Verdict = Literal["reproduced", "contradicted", "undecided", "not testable"]
@@ -29,6 +30,7 @@ class Effect:
       se: its standard error; 0 for a computed quantity that has none.
       n: units of replication behind it.
       exact: the value is a computation without sampling error; n counts what was checked.
+      bounds: a 95% interval of its own, where Student's does not fit (shares); None for Student's.
       failed: the precondition that failed, in words; None if all hold.
     """
 
@@ -36,6 +38,7 @@ class Effect:
     se: float | None
     n: int
     exact: bool = False
+    bounds: tuple[float, float] | None = None
     failed: str | None = None
 
     @classmethod
@@ -45,8 +48,22 @@ class Effect:
         n = len(values)
         if not n:
             return cls.untestable("no replicate finished")
-        se = float(values.std(ddof=1) / math.sqrt(n)) if n > 1 else None
+        with np.errstate(invalid="ignore"):  # an infinite replicate has no error: NaN
+            se = float(values.std(ddof=1) / math.sqrt(n)) if n > 1 else None
         return cls(float(values.mean()), se, n)
+
+    @classmethod
+    def of_share(cls, outcomes: Sequence[bool]) -> Effect:
+        """The share of units in which something happened, with the exact interval of Clopper and Pearson (1934).
+
+        Student's would have no width where all units agree.
+        """
+        n, k = len(outcomes), sum(bool(x) for x in outcomes)
+        if not n:
+            return cls.untestable("no replicate finished")
+        low = float(beta.ppf(0.025, k, n - k + 1)) if k else 0.0
+        high = float(beta.ppf(0.975, k + 1, n - k)) if k < n else 1.0
+        return cls(k / n, math.sqrt(k * (n - k) / n) / n, n, bounds=(low, high))
 
     @classmethod
     def untestable(cls, why: str) -> Effect:
@@ -54,9 +71,11 @@ class Effect:
         return cls(None, None, 0, failed=why)
 
     def interval(self) -> tuple[float, float] | None:
-        """The 95% interval, Student's t with n - 1 degrees of freedom; None without an error."""
+        """The 95% interval, Student's t with n - 1 degrees of freedom unless it has `bounds`; None without an error."""
         if self.value is None:
             return None
+        if self.bounds is not None:
+            return self.bounds
         if self.exact:
             return self.value, self.value
         if self.se is None or self.n < 2:
@@ -104,7 +123,13 @@ class Judgement:
         """Plain values for claims.json."""
         claim = {f.name: getattr(self.claim, f.name) for f in dataclasses.fields(Claim) if f.name != "measure"}
         effect = dataclasses.asdict(self.measured)
-        return claim | effect | {"interval": self.measured.interval(), "verdict": self.verdict}
+        del effect["bounds"]
+        found = claim | effect | {"interval": self.measured.interval(), "verdict": self.verdict}
+        numbers = (self.measured.value, self.measured.se, *(self.measured.interval() or ()))
+        if any(x is not None and not math.isfinite(x) for x in numbers):
+            # Strict JSON has neither NaN nor infinity.
+            found |= {"value": None, "se": None, "interval": None, "failed": f"the effect is {self.measured.value}"}
+        return found
 
 
 def judge(claim: Claim, records: Any) -> Judgement:

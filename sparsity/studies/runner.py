@@ -43,8 +43,8 @@ class Study:
       figures: by heading, each from the runs by name; the first is the study's figure.png.
       claims: what the paper claims, judged from the records.
       table: the records as the rows of results.csv and of the page's table, its docstring saying what the
-        columns are; by default every measure of every run. With a table of its own a study's figures get
-        diverged runs too, else only finished ones.
+        columns are; by default every measure of every run.
+      draws_diverged: its figures take diverged runs too.
       series: numbers by step or layer that figures show, as the rows of series.csv.
     """
 
@@ -56,6 +56,7 @@ class Study:
     claims: tuple[Claim, ...] = ()
     table: Callable[[Sequence[Record]], list[Row]] | None = None
     series: Callable[[Sequence[Record]], list[Row]] | None = None
+    draws_diverged: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,9 +223,11 @@ def run_study(
     findings = study.findings(records)
     judgements = [judge(claim, records) for claim in study.claims]
     text = "\n".join([text, "", *findings, *(f"{j.claim.id}: {j.verdict} ({j.claim.statement})" for j in judgements)])
-    if _standing(page) == _manifest(records, findings, judgements):
+    manifest = _manifest(study, records, rows, findings, judgements)
+    if _standing(page) == manifest:
         return Results(f"{text}\n\n{study.name}: finished already; nothing to do.", page)
     _write(study, page, records, rows, findings, judgements)
+    write_text(page.parents[1] / "study.json", manifest)  # last: it says that all is there
     return Results(text, page)
 
 
@@ -249,10 +252,22 @@ class _Clock:
         return f" (about {minutes:.0f} min left)"
 
 
-def _manifest(records: Sequence[Record], findings: Sequence[str], judgements: Sequence[Judgement]) -> str:
-    """What a study's files were made from, as text: another sweep, outcome or rule makes another."""
-    runs = [r.files.path.name for r in records]
-    made_from = {"runs": runs, "findings": list(findings), "claims": [j.record() for j in judgements]}
+def _manifest(
+    study: Study,
+    records: Sequence[Record],
+    rows: list[Row],
+    findings: Sequence[str],
+    judgements: Sequence[Judgement],
+) -> str:
+    """What a study's files were made from, as text: another sweep, outcome, table, caption or rule makes another."""
+    said = [f.__doc__ for f in (study.table, study.series, *study.figures.values()) if f is not None]
+    made_from = {
+        "runs": [r.files.path.name for r in records],
+        "findings": list(findings),
+        "claims": [j.record() for j in judgements],
+        "table": [dict(row) for row in rows],
+        "captions": said,
+    }
     return json.dumps(made_from, indent=1) + "\n"
 
 
@@ -270,7 +285,7 @@ def _write(
     findings: Sequence[str],
     judgements: Sequence[Judgement],
 ) -> None:
-    """Writes the study's files; study.json last, since it says that all is there."""
+    """Writes the study's files."""
     page.parent.mkdir(parents=True, exist_ok=True)
     folder = page.parents[1]
     outcomes = {r.config.name: r.outcome for r in records}
@@ -279,7 +294,7 @@ def _write(
         write_text(folder / "series.csv", report.rows_csv(study.series(records)))
     write_json(folder / "claims.json", [j.record() for j in judgements])
     runs = {r.config.name: RunView.of(r.files, r.outcome) for r in records}
-    drawn = {name: view for name, view in runs.items() if rows or view.outcome.status == "finished"}
+    drawn = {n: view for n, view in runs.items() if study.draws_diverged or view.outcome.status == "finished"}
     figures = {
         heading: draw.Captioned.of(figure, drawn) for heading, figure in study.figures.items() if drawn or not runs
     }
@@ -289,4 +304,3 @@ def _write(
     table = report.Table.of(study.table, rows) if study.table else None
     page_text = report.results_page(study.title, study.introduction, findings, runs, figures, judgements, table)
     write_text(page, page_text)
-    write_text(folder / "study.json", _manifest(records, findings, judgements))

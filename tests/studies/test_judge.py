@@ -67,3 +67,20 @@ def test_the_record_is_json_with_everything_a_reader_needs():
         "verdict",
         "headline",
     }
+
+
+def test_a_share_has_the_exact_interval_even_where_all_agree():
+    all_of_five = Effect.of_share([True] * 5)
+    assert (all_of_five.value, all_of_five.n) == (1.0, 5)
+    # P(5 of 5) = p^5 = .025 at p = .478 (Clopper and Pearson 1934).
+    assert all_of_five.interval() == (pytest.approx(0.025 ** (1 / 5)), 1.0)
+    assert Effect.of_share([False] * 5).interval() == (0.0, pytest.approx(1 - 0.025 ** (1 / 5)))
+    low, high = Effect.of_share([True, True, False, False]).interval()
+    assert (low, high) == (pytest.approx(0.0676, abs=1e-4), pytest.approx(0.9324, abs=1e-4))  # tabled
+
+
+def test_an_effect_that_is_not_finite_is_written_as_null_with_the_reason():
+    record = judge(claim(), [1.0, 1.1, math.inf]).record()
+    assert record["value"] is record["se"] is record["interval"] is None
+    assert record["failed"].startswith("the effect is")
+    json.dumps(record, allow_nan=False)

@@ -59,5 +59,6 @@ DEPTH100 = Study(
         "Gradients": trained_gradients,
     },
     table=table,
+    draws_diverged=True,
     series=series,
 )

@@ -60,7 +60,7 @@ RESIDUAL = Study(
             unit="seed",
             side="above",
             threshold=0.0,
-            measure=gain(f"{row}_edge_of_chaos", over=f"{row}_xavier"),
+            measure=gain(f"{row}_edge_of_chaos", over=f"{row}_xavier", yardstick="relu_xavier"),
         )
         for kind, row in (("CReLU .85/.7", "crelu_0.85_0.7"), ("CST .85/.7", "cst_0.85_0.7"))
     ),

@@ -21,6 +21,7 @@ from sparsity.studies.runner import Record, Row
 from sparsity.writer import read_metrics
 
 CHANCE = 0.1
+LEARNS = 0.5  # mean test accuracy from which on a row is said to have trained
 EXTRA_FIXED_POINTS = ("cst_0.8_0.9", "cst_0.85_0.9")  # the rows whose variance map has them
 FLOAT32_END = 38.0  # log10 of the largest float32: what a gradient norm that is not finite counts as
 
@@ -45,12 +46,19 @@ def over_seeds(
     rows: Sequence[str],
     value: Callable[[list[Record], Record], float],
     reference: str = "relu",
+    yardstick: str = "relu",
 ) -> Effect:
-    """The effect with one replicate a seed: `value` of that seed's records of `rows` and of the row `reference`."""
+    """The effect with one replicate a seed: `value` of that seed's records of `rows` and of the row `reference`.
+
+    Not testable unless the row `yardstick` trained: where even ReLU learns nothing, no row fails or keeps up.
+    """
     table = by_row(records)
-    missing = [row for row in (*rows, reference) if row not in table]
+    missing = [row for row in (*rows, reference, yardstick) if row not in table]
     if missing:
         return Effect.untestable(f"no run of {', '.join(missing)}")
+    learned = float(np.mean([accuracy(r) for r in table[yardstick].values()]))
+    if learned < LEARNS:
+        return Effect.untestable(f"{yardstick} did not train: mean test accuracy {learned:.2f}")
     return Effect.of([value([table[row][seed] for row in rows], other) for seed, other in table[reference].items()])
 
 
@@ -102,14 +110,24 @@ def sentences(rows: Iterable[Row]) -> list[str]:
     return out
 
 
+def least_gap(runs: list[Record], relu: Record) -> float:
+    """Test accuracy of the worst of `runs` less that of the reference."""
+    return min(accuracy(r) for r in runs) - accuracy(relu)
+
+
+def largest_gap(runs: list[Record], relu: Record) -> float:
+    """Test accuracy of the best of `runs` less that of the reference."""
+    return max(accuracy(r) for r in runs) - accuracy(relu)
+
+
 def mean_gap(runs: list[Record], relu: Record) -> float:
     """Mean test accuracy of `runs` less that of the reference."""
     return float(np.mean([accuracy(r) for r in runs])) - accuracy(relu)
 
 
-def gain(row: str, over: str) -> Callable[[Sequence[Record]], Effect]:
+def gain(row: str, over: str, yardstick: str = "relu") -> Callable[[Sequence[Record]], Effect]:
     """The measure "test accuracy of the row `row` less that of the row `over`", by seed."""
-    return functools.partial(over_seeds, rows=(row,), value=mean_gap, reference=over)
+    return functools.partial(over_seeds, rows=(row,), value=mean_gap, reference=over, yardstick=yardstick)
 
 
 def variances(metrics: Sequence[Mapping[str, Any]], step: int = 0) -> np.ndarray:

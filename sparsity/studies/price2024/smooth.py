@@ -69,4 +69,5 @@ SMOOTH = Study(
         for kind in ("crelu", "cst")
     ),
     table=table,
+    draws_diverged=True,
 )
