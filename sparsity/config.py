@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-_TABLE = "table"
+_TABLE, _LATER = "table", "later"
 
 
 class ConfigError(ValueError):
@@ -55,6 +55,21 @@ def one_of(table: Mapping[str, type], default: Any = dataclasses.MISSING) -> Any
     Drawing(shape=Circle(radius=2.0))
     """
     return dataclasses.field(default=default, metadata={_TABLE: table})
+
+
+def later(default: Any) -> Any:
+    """A dataclass field that came when there were runs without it.
+
+    At its default it is left out of the plain values of a config: those runs keep their hash, and their workdirs.
+
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Circle:
+    ...     radius: float = 1.0
+    ...     width: int = later(0)
+    >>> to_dict(Circle()), to_dict(Circle(width=2))
+    ({'radius': 1.0}, {'radius': 1.0, 'width': 2})
+    """
+    return dataclasses.field(default=default, metadata={_LATER: True})
 
 
 def build(cls: type[T], section: Mapping[str, Any], where: str = "config") -> T:
@@ -179,7 +194,7 @@ def without_stale(cls: type, section: Mapping[str, Any], chosen: frozenset[str],
 
 
 def to_dict(config: Any) -> Any:
-    """The inverse of `build`: plain JSON values, tagged unions with their `name`."""
+    """The inverse of `build`: plain JSON values, tagged unions with their `name`, no `later` field at its default."""
     if isinstance(config, (tuple, list)):
         return [to_dict(v) for v in config]
     if not dataclasses.is_dataclass(config):
@@ -190,6 +205,8 @@ def to_dict(config: Any) -> Any:
             continue
         value = getattr(config, field.name)
         table = field.metadata.get(_TABLE)
+        if _LATER in field.metadata and value == field.default:
+            continue
         out[field.name] = to_dict(value)
         if table is not None and value is not None:
             (name,) = [n for n, cls in table.items() if cls is type(value)]

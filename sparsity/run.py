@@ -82,6 +82,8 @@ class RunConfig:
         for name in self.evals.names:
             if name not in EVALS:
                 raise ValueError(f'evals.names: unknown evaluator "{name}"{config_lib.nearest(name, EVALS)}')
+        if self.data.classes is None and self.model.task == "classification":
+            raise ValueError(f"data: {type(self.data).__name__} has no labels, and the model is a classifier")
         try:
             self.model.check_input(self.data.image_shape)
         except ValueError as error:

@@ -12,6 +12,7 @@ from sparsity.config import (
     config_hash,
     differences,
     flatten,
+    later,
     lookup,
     nearest,
     one_of,
@@ -178,6 +179,20 @@ def test_the_hash_ignores_how_a_config_was_written_and_notices_every_change():
         }.items()
     ]
     assert len({config_hash(c) for c in [FULL, *changed]}) == 1 + len(changed)
+
+
+def test_a_later_field_changes_no_hash_until_it_is_set():
+    @dataclasses.dataclass(frozen=True)
+    class NewPaper(Paper):
+        folds: tuple[int, ...] = later(())
+
+    assert config_hash(NewPaper(2, (1, 0.5))) == config_hash(Paper(2, (1, 0.5)))
+    assert differences(to_dict(Paper()), to_dict(NewPaper())) == {}
+    folded = NewPaper(folds=(1, 2))
+    assert to_dict(folded) == {"width": 3, "corner": [0, 0.0], "folds": [1, 2]}
+    assert config_hash(folded) != config_hash(NewPaper())
+    for paper in (NewPaper(), folded):
+        assert build(NewPaper, to_dict(paper)) == paper
 
 
 def test_flatten_joins_keys_with_dots():

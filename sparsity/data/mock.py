@@ -17,24 +17,26 @@ class Mock:
 
     Attributes:
       image_shape: height, width and channels.
-      classes: labels are in 0..classes - 1.
+      classes: labels are in 0..classes - 1; None for no labels.
     """
 
     image_shape: tuple[int, int, int]
-    classes: int
+    classes: int | None
 
     examples: ClassVar[int] = 16  # of every split
 
     def __post_init__(self):
         if min(self.image_shape) < 1:
             raise ValueError(f"image_shape: must be at least 1 everywhere, got {self.image_shape}")
-        if self.classes < 1:
+        if self.classes is not None and self.classes < 1:
             raise ValueError(f"classes: must be at least 1, got {self.classes}")
 
     def load(self, split: str) -> Split:
         """The named split, always the same. Raises ConfigError if there is no such split."""
         rng = np.random.default_rng(lookup({"train": 0, "validation": 1, "test": 2}, split, "split"))
         images = rng.random((self.examples, *self.image_shape), np.float32)
+        if self.classes is None:
+            return Split(images, None)
         return Split(images, rng.integers(0, self.classes, self.examples).astype(np.int32))
 
     def normalise(self, images: np.ndarray) -> np.ndarray:

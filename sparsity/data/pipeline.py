@@ -24,26 +24,27 @@ class Split:
 
     Attributes:
       images: [n, height, width, channels], float32 in the source's units [0, 1].
-      labels: [n], int32.
+      labels: [n], int32; None where the data has none: then neither have its batches.
     """
 
     images: np.ndarray
-    labels: np.ndarray
+    labels: np.ndarray | None
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.images)
 
     def __repr__(self) -> str:
-        return f"Split({self.images.shape}, {int(self.labels.sum())})"
+        return f"Split({self.images.shape}, {None if self.labels is None else int(self.labels.sum())})"
 
     def __getitem__(self, i) -> Batch:
-        return {"image": self.images[i], "label": self.labels[i]}
+        example = {"image": self.images[i]}
+        return example if self.labels is None else example | {"label": self.labels[i]}
 
 
 class Source(Protocol):
-    """A dataset: settings that load to splits."""
+    """A dataset: settings that load to splits. `classes` is None where examples have no labels."""
 
-    classes: int
+    classes: int | None
     image_shape: tuple[int, int, int]
 
     def load(self, split: str) -> Split:
@@ -91,16 +92,16 @@ def train_batches(
     return iterator
 
 
-def eval_batches(images: np.ndarray, labels: np.ndarray, batch: int) -> Iterator[Batch]:
+def eval_batches(images: np.ndarray, labels: np.ndarray | None, batch: int) -> Iterator[Batch]:
     """All examples once, in order; the last batch padded with zeros and `weight` 0.
 
-    `images` are model inputs (normalised). Every batch has the same shape, so one program serves.
+    `images` are model inputs (normalised). Every batch has the same shape, so one program serves. Without labels
+    (None) there is no `label`.
     """
-    for start in range(0, len(labels), batch):
-        image, label = images[start : start + batch], labels[start : start + batch]
-        missing = batch - len(label)
-        yield {
-            "image": np.concatenate([image, np.zeros((missing, *image.shape[1:]), image.dtype)]),
-            "label": np.concatenate([label, np.zeros(missing, label.dtype)]),
-            "weight": np.concatenate([np.ones(len(label), np.float32), np.zeros(missing, np.float32)]),
-        }
+    whole = {"image": images, "weight": np.ones(len(images), np.float32)}
+    if labels is not None:
+        whole["label"] = labels
+    for start in range(0, len(images), batch):
+        part = {key: x[start : start + batch] for key, x in whole.items()}
+        missing = batch - len(part["image"])
+        yield {key: np.concatenate([x, np.zeros((missing, *x.shape[1:]), x.dtype)]) for key, x in part.items()}

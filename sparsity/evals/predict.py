@@ -17,8 +17,10 @@ from sparsity.evals.sparsity import by_layer, merge
 from sparsity.layers.sparsify import STATS, Context
 
 
-def make_predict(model: nn.Module, mesh: Mesh, batch: int) -> Callable[[Any, np.ndarray, np.ndarray], Predictions]:
-    """Compiles (variables, images [n, ...], labels [n]) -> Predictions, one program for every n.
+def make_predict(
+    model: nn.Module, mesh: Mesh, batch: int
+) -> Callable[[Any, np.ndarray, np.ndarray | None], Predictions]:
+    """Compiles (variables, images [n, ...], labels [n] or None) -> Predictions, one program for every n.
 
     Padding in the last batch has weight 0: it counts neither in the statistics nor in n.
     """
@@ -29,7 +31,7 @@ def make_predict(model: nn.Module, mesh: Mesh, batch: int) -> Callable[[Any, np.
         logits, stats = model.apply(variables, image, ctx, mutable=[STATS])
         return logits, stats.get(STATS, {})
 
-    def predict(variables: Any, images: np.ndarray, labels: np.ndarray) -> Predictions:
+    def predict(variables: Any, images: np.ndarray, labels: np.ndarray | None) -> Predictions:
         logits, stats = [], []
         with jax.set_mesh(mesh):
             for part in eval_batches(images, labels, batch):
@@ -37,6 +39,6 @@ def make_predict(model: nn.Module, mesh: Mesh, batch: int) -> Callable[[Any, np.
                 out = jax.device_get(forward(variables, placed["image"], placed["weight"]))
                 logits.append(out[0][part["weight"] > 0])
                 stats.append(by_layer(out[1]))
-        return Predictions(np.concatenate(logits), np.asarray(labels), merge(stats))
+        return Predictions(np.concatenate(logits), None if labels is None else np.asarray(labels), merge(stats))
 
     return predict

@@ -87,12 +87,12 @@ class Predictions:
 
     Attributes:
       logits: [n, classes] float32.
-      labels: [n].
+      labels: [n]; None where the data has none.
       stats: recorded statistics by layer, merged over batches in float64.
     """
 
     logits: np.ndarray
-    labels: np.ndarray
+    labels: np.ndarray | None
     stats: dict[str, SparsityStats]
 
     @functools.cached_property

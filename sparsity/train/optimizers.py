@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from sparsity.config import one_of
+from sparsity.config import ConfigError, later, nearest, one_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,10 @@ SCHEDULES = {"constant": Constant, "cosine": Cosine, "linear": Linear, "inverse_
 
 @dataclasses.dataclass(frozen=True)
 class AdamW:
-    """Adam with decoupled weight decay on kernels only (not on biases, norms, positions)."""
+    """Adam with decoupled weight decay on kernels only (not on biases, norms, positions).
+
+    With `weight_decay` 0 it is Adam (Kingma & Ba 2015).
+    """
 
     b1: float = 0.9
     b2: float = 0.999
@@ -88,6 +92,22 @@ class AdamW:
         return optax.adamw(
             schedule, self.b1, self.b2, self.eps, weight_decay=self.weight_decay, mask=decayed_parameters
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class SparseAdam:
+    """Adam that leaves alone what has no gradient: see `scale_by_sparse_adam`.
+
+    There is no weight decay: it would move the parameters that are to stay.
+    """
+
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+
+    def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
+        """The transformation, learning rate included."""
+        return optax.chain(scale_by_sparse_adam(self.b1, self.b2, self.eps), optax.scale_by_learning_rate(schedule))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +132,7 @@ class Adafactor:
         return optax.adafactor(schedule, min_dim_size_to_factor=self.min_dim_to_factor)
 
 
-RULES = {"adamw": AdamW, "sgd": SGD, "adafactor": Adafactor}
+RULES = {"adamw": AdamW, "sparse_adam": SparseAdam, "sgd": SGD, "adafactor": Adafactor}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,12 +144,15 @@ class OptimizerConfig:
       rule: the update rule, by name.
       schedule: the learning rate over steps, by name.
       grad_clip: clip of the gradient's global L2 norm; None for none.
+      multipliers: pairs of a pattern and the factor on the learning rate of the parameters whose path it matches (see
+        `scale_by_path`), e.g. (("bias", 5.0),); 0 keeps them as they are. Weight decay is multiplied too.
     """
 
     learning_rate: float
     rule: Any = one_of(RULES, AdamW())
     schedule: Any = one_of(SCHEDULES, Constant())
     grad_clip: float | None = 1.0
+    multipliers: tuple[tuple[str, float], ...] = later(())
 
     def __post_init__(self):
         if self.learning_rate < 0:
@@ -138,14 +161,92 @@ class OptimizerConfig:
             raise ValueError(f"grad_clip: must be positive or None, got {self.grad_clip}")
         if self.schedule.warmup < 0:
             raise ValueError(f"schedule.warmup: must be at least 0, got {self.schedule.warmup}")
+        for pattern, factor in self.multipliers:
+            if factor < 0:
+                raise ValueError(f'multipliers: must be at least 0, got {factor} for "{pattern}"')
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f'multipliers: "{pattern}" is no regular expression ({error})') from error
 
     def build(self, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
         """The gradient transformation and the learning rate of a run of `steps` steps."""
         schedule = self.schedule.build(self.learning_rate, steps)
-        rule = self.rule.build(schedule)
-        if self.grad_clip is None:
-            return rule, schedule
-        return optax.chain(optax.clip_by_global_norm(self.grad_clip), rule), schedule
+        parts = [self.rule.build(schedule)]
+        if self.grad_clip is not None:
+            parts.insert(0, optax.clip_by_global_norm(self.grad_clip))
+        if self.multipliers:
+            parts.append(scale_by_path(self.multipliers))
+        return parts[0] if len(parts) == 1 else optax.chain(*parts), schedule
+
+
+def scale_by_sparse_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """Adam on the entries whose gradient is not zero; the others keep their moments and do not move.
+
+    Where g != 0, at step t = 1, 2, ... of the run:
+
+        m <- b1 m + (1 - b1) g,    v <- b2 v + (1 - b2) g^2,
+        update = sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps).
+
+    The bias correction goes by t, not by how often an entry had a gradient: as in torch's SparseAdam, which
+    Bricken et al. 2023 (App. J) "implemented to work with dense layers", and so does eps, which Adam adds after
+    the correction. A ReLU unit that no example activates has a gradient of exactly zero on its row of the encoder,
+    its bias and its column of the decoder; so has a weight whose input is 0 throughout the batch. Clipping leaves
+    zeros what they are; a term of weight decay in the gradient would not.
+    """
+
+    def init(params):
+        zeros = optax.tree.zeros_like(params)
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros, zeros)
+
+    def update(grads, state, params=None):
+        count = optax.safe_increment(state.count)
+        mu = jax.tree.map(lambda g, m: jnp.where(g != 0, b1 * m + (1 - b1) * g, m), grads, state.mu)
+        nu = jax.tree.map(lambda g, v: jnp.where(g != 0, b2 * v + (1 - b2) * g**2, v), grads, state.nu)
+        scale = jnp.sqrt(1 - b2**count) / (1 - b1**count)
+        updates = jax.tree.map(lambda g, m, v: jnp.where(g != 0, scale * m / (jnp.sqrt(v) + eps), 0), grads, mu, nu)
+        return updates, optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def scale_by_path(multipliers: tuple[tuple[str, float], ...]) -> optax.GradientTransformation:
+    """Updates times the factor whose pattern matches the parameter's path, else as they are.
+
+    A path is the names down to a parameter, "block_0/mlp/wi/bias"; a pattern is a regular expression that matches
+    the path from the start of one of its names to the end: "bias" every bias, "wi/bias" those of every `wi`,
+    "block_0/.*" all of that block.
+
+    Raises:
+      ConfigError: when initialised, if a pattern matches no parameter or a parameter two patterns.
+    """
+
+    def factors(params) -> list[float]:
+        leaves = jax.tree_util.tree_leaves_with_path(params)
+        paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+        found = [[(p, f) for p, f in multipliers if re.fullmatch(f"(?:.*/)?(?:{p})", path)] for path in paths]
+        for pattern, _ in multipliers:
+            if not any(pattern == p for matches in found for p, _ in matches):
+                names = pattern.count("/") + 1
+                ends = {"/".join(path.split("/")[-names:]) for path in paths}
+                raise ConfigError(
+                    f'config.optimizer.multipliers: "{pattern}" matches no parameter{nearest(pattern, ends)}'
+                )
+        for path, matches in zip(paths, found, strict=True):
+            if len(matches) > 1:
+                both = " and ".join(f'"{p}"' for p, _ in matches)
+                raise ConfigError(f"config.optimizer.multipliers: {both} match {path}")
+        return [matches[0][1] if matches else 1.0 for matches in found]
+
+    def init(params):
+        factors(params)
+        return optax.EmptyState()
+
+    def update(updates, state, params=None):
+        leaves, tree = jax.tree.flatten(updates)
+        return tree.unflatten(u * f for u, f in zip(leaves, factors(updates), strict=True)), state
+
+    return optax.GradientTransformation(init, update)
 
 
 def decayed_parameters(params: Any) -> Any:

@@ -160,3 +160,15 @@ def test_a_split_is_read_by_index():
     assert len(split) == 13
     assert split[4]["label"] == 4
     assert split[4]["image"].shape == (1, 1, 1)
+
+
+def test_without_labels_neither_examples_nor_evaluation_batches_have_one():
+    images = np.arange(14, dtype=np.float32).reshape(7, 2, 1, 1) + 1
+    split = Split(images, None)
+    assert (len(split), split[3].keys()) == (7, {"image"})
+    assert repr(split) == "Split((7, 2, 1, 1), None)"
+    got, expected = (list(eval_batches(images, labels, 3)) for labels in (None, np.arange(7)))
+    assert [b.keys() for b in got] == [{"image", "weight"}] * 3
+    for a, b in zip(got, expected, strict=True):
+        for key in a:
+            np.testing.assert_array_equal(a[key], b[key])

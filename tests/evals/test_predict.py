@@ -79,3 +79,9 @@ def test_one_program_serves_every_number_of_examples(mesh, variables):
     for n in (10, 4, 3):
         assert len(predict(variables, IMAGES[:n], LABELS[:n]).logits) == n
     assert traces == [(4, 4, 4, 1)]
+
+
+def test_predictions_without_labels_have_none(mesh, variables, whole):
+    got = make_predict(MODEL, mesh, N)(variables, IMAGES, None)
+    assert got.labels is None
+    np.testing.assert_array_equal(got.logits, whole.logits)

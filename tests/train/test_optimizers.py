@@ -1,9 +1,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from sparsity.config import ConfigError, build
+from sparsity.config import ConfigError, build, config_hash, to_dict
 from sparsity.run import Engine, run_config
 from sparsity.train.optimizers import RULES, SCHEDULES, OptimizerConfig, decayed_parameters
 
@@ -53,6 +54,167 @@ def test_sgd_step_by_hand_with_clipping():
     np.testing.assert_allclose(updates["w"], [-0.06, -0.08], rtol=1e-6)  # norm 5 clipped to 1
 
 
+def rule(learning_rate=1.0, clip=None, **rule):
+    config = build(OptimizerConfig, {"learning_rate": learning_rate, "rule": rule, "grad_clip": clip})
+    return config.build(100)[0]
+
+
+def updates_of(tx, grads):
+    """The updates of a single parameter, w, over the steps."""
+    params, out = {"w": jnp.zeros(())}, []
+    state = tx.init(params)
+    for g in grads:
+        update, state = tx.update({"w": jnp.float32(g)}, state, params)
+        out.append(float(update["w"]))
+    return out
+
+
+def test_adam_is_adamw_without_weight_decay():
+    grads = [0.3, 0.0, -2.0, 0.1]
+    got, expected = updates_of(rule(0.1, name="adamw"), grads), updates_of(optax.adam(0.1), grads)
+    assert got == expected
+
+
+def test_sparse_adam_by_hand():
+    # b1 = 1/2, b2 = 3/4, eps = 0. Step 1, g = 2: m = 1, v = 1, correction sqrt(1/4) / (1/2) = 1.
+    # Step 2, g = 0: nothing. Step 3, g = 1: m = (1 + 1)/2 = 1, v = (3 + 1)/4 = 1, correction sqrt(37/64) / (7/8),
+    # by the step of the run; by the number of gradients it would be sqrt(7/16) / (3/4) = 0.882.
+    got = updates_of(rule(name="sparse_adam", b1=0.5, b2=0.75, eps=0.0), [2, 0, 1])
+    np.testing.assert_allclose(got, [-1, 0, -np.sqrt(37 / 64) / (7 / 8)], rtol=1e-6)
+    # Adam moves at step 2: m = 1/2, v = 3/4, correction sqrt(7/16) / (3/4).
+    adam = updates_of(rule(name="adamw", b1=0.5, b2=0.75, eps=0.0), [2, 0])
+    np.testing.assert_allclose(adam[1], -np.sqrt(7 / 16) / (3 / 4) * 0.5 / np.sqrt(3 / 4), rtol=1e-6)
+
+
+def test_sparse_adam_adds_eps_to_the_uncorrected_deviation_as_torch_does():
+    # m = 1, v = 1: 1 / (1 + 1). Adam: 2 / (sqrt(4) + 1).
+    settings = {"b1": 0.5, "b2": 0.75, "eps": 1.0}
+    assert updates_of(rule(name="sparse_adam", **settings), [2]) == pytest.approx([-1 / 2], rel=1e-6)
+    assert updates_of(rule(name="adamw", **settings), [2]) == pytest.approx([-2 / 3], rel=1e-6)
+
+
+def test_sparse_adam_without_zeros_is_adam():
+    grads = [0.3, -1.0, 2.0, -0.1, 0.7]
+    settings = {"learning_rate": 0.1, "b1": 0.8, "b2": 0.9, "eps": 1e-12}
+    # Equal in exact arithmetic but for eps.
+    expected = updates_of(rule(name="adamw", **settings), grads)
+    np.testing.assert_allclose(updates_of(rule(name="sparse_adam", **settings), grads), expected, rtol=1e-5)
+
+
+def test_a_gradient_that_is_not_a_number_is_not_taken_for_a_zero():
+    assert np.isnan(updates_of(rule(name="sparse_adam"), [np.nan])).all()
+
+
+@pytest.mark.parametrize("clip", [None, 0.1])
+@pytest.mark.parametrize("name", ["sparse_adam", "adamw"])
+def test_a_dead_unit_stays_where_it_is_under_sparse_adam_and_drifts_under_adam(name, clip):
+    rng = np.random.default_rng(0)
+    x, y = jnp.asarray(rng.normal(size=(64, 5))), jnp.asarray(rng.normal(size=(64, 3)))
+    params = {
+        "wi": {"kernel": jnp.asarray(rng.normal(size=(5, 8)) / 2), "bias": jnp.zeros(8)},
+        "wo": {"kernel": jnp.asarray(rng.normal(size=(8, 3)) / 2), "bias": jnp.zeros(3)},
+    }
+    hidden = lambda p: jax.nn.relu(x @ p["wi"]["kernel"] + p["wi"]["bias"])
+    loss = lambda p: ((hidden(p) @ p["wo"]["kernel"] + p["wo"]["bias"] - y) ** 2).mean()
+    tx = rule(0.01, clip, name=name)
+    state = tx.init(params)
+
+    def steps(params, state, n):
+        for _ in range(n):
+            updates, state = tx.update(jax.grad(loss)(params), state, params)
+            params = optax.apply_updates(params, updates)
+        return params, state
+
+    params, state = steps(params, state, 3)
+    assert (hidden(params) > 0).any(0).all()  # all live: their moments are not zero
+    params["wi"]["bias"] = params["wi"]["bias"].at[2].set(-100.0)
+    before = params
+    params, state = steps(params, state, 5)
+    assert not (hidden(params)[:, 2] > 0).any()
+    moved = jax.tree.map(lambda a, b: np.asarray(a != b), before, params)
+    of_dead = [moved["wi"]["kernel"][:, 2], moved["wi"]["bias"][2], moved["wo"]["kernel"][2]]
+    if name == "sparse_adam":
+        assert not any(m.any() for m in of_dead)
+    else:
+        # The bias too: float32 resolves steps of .01 at -100.
+        assert all(m.all() for m in of_dead)
+    live = np.arange(8) != 2
+    assert moved["wi"]["kernel"][:, live].all()
+    assert moved["wo"]["kernel"][live].all()
+    assert moved["wi"]["bias"][live].all()
+
+
+TREE = {
+    "encoder": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)},
+    "decoder": {"kernel": jnp.ones(3), "bias": jnp.ones(2)},
+}
+
+
+@pytest.mark.parametrize(
+    ("multipliers", "factors"),
+    [
+        ((("bias", 5.0),), {"encoder/bias": 5, "decoder/bias": 5}),
+        ((("encoder/bias", 5.0), ("decoder/.*", 0.0)), {"encoder/bias": 5, "decoder/bias": 0, "decoder/kernel": 0}),
+        (((".*", 0.5),), {"encoder/bias": 0.5, "encoder/kernel": 0.5, "decoder/bias": 0.5, "decoder/kernel": 0.5}),
+        ((("(en|de)coder/kernel", 2.0),), {"encoder/kernel": 2, "decoder/kernel": 2}),
+    ],
+)
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_multipliers_scale_the_updates_of_the_parameters_they_match(multipliers, factors, clip):
+    section = {"learning_rate": 0.1, "rule": {"name": "sgd"}, "grad_clip": clip, "multipliers": multipliers}
+    tx = build(OptimizerConfig, section).build(10)[0]
+    updates, _ = jax.jit(tx.update)(TREE, tx.init(TREE), TREE)
+    rate = 0.1 if clip is None else 0.1 / np.sqrt(14)  # 14 ones, clipped before they are multiplied
+    for path, update in jax.tree_util.tree_leaves_with_path(updates):
+        factor = factors.get(jax.tree_util.keystr(path, simple=True, separator="/"), 1)
+        np.testing.assert_allclose(update, -rate * factor, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("multipliers", "message"),
+    [
+        ((("biass", 5.0),), '"biass" matches no parameter; did you mean "bias"?'),
+        ((("ias", 5.0),), '"ias" matches no parameter; did you mean "bias"?'),
+        ((("encodr/bias", 5.0),), '"encodr/bias" matches no parameter; did you mean "encoder/bias"?'),
+        ((("zz", 5.0),), '"zz" matches no parameter; valid: bias, kernel'),
+        ((("bias", 5.0), ("encoder/.*", 2.0)), '"bias" and "encoder/.*" match encoder/bias'),
+    ],
+)
+def test_multipliers_that_do_not_fit_the_parameters_are_refused(multipliers, message):
+    tx = build(OptimizerConfig, {"learning_rate": 0.1, "multipliers": multipliers}).build(10)[0]
+    with pytest.raises(ConfigError) as error:
+        tx.init(TREE)
+    assert str(error.value) == f"config.optimizer.multipliers: {message}"
+
+
+def test_a_run_with_a_mistyped_multiplier_is_refused_before_anything_is_computed(tiny_config):
+    tiny_config.optimizer.multipliers = (("biases", 5.0),)
+    with pytest.raises(ConfigError) as error:
+        Engine(run_config(tiny_config))
+    # Its string, which a launcher prints: a note of JAX's on tracebacks is no part of it.
+    assert str(error.value) == 'config.optimizer.multipliers: "biases" matches no parameter; did you mean "bias"?'
+
+
+def test_without_multipliers_configs_and_states_are_what_they_were():
+    plain = build(OptimizerConfig, {"learning_rate": 0.1})
+    assert "multipliers" not in to_dict(plain)
+    assert config_hash(plain) == "9d5b30204c"
+    biased = build(OptimizerConfig, {"learning_rate": 0.1, "multipliers": [["bias", 5]]})
+    assert build(OptimizerConfig, to_dict(biased)) == biased
+    assert config_hash(biased) != config_hash(plain)
+    assert len(plain.build(1)[0].init(TREE)) == 2  # clip and rule
+
+
+def test_the_moments_of_sparse_adam_lie_where_their_parameters_lie(tiny_config):
+    tiny_config.mesh.data, tiny_config.mesh.model = 4, 2
+    tiny_config.optimizer.rule = {"name": "sparse_adam"}
+    placed = Engine(run_config(tiny_config)).placed
+    moments = placed.opt_state[1][0]  # after the clip
+    assert any("model" in str(p.spec) for p in jax.tree.leaves(placed.params))
+    for slot in (moments.mu, moments.nu):
+        assert jax.tree.leaves(slot) == jax.tree.leaves(placed.params)
+
+
 def test_weight_decay_touches_kernels_and_nothing_else(tiny_config):
     state, _ = Engine(run_config(tiny_config)).new_state()
     flags = jax.tree_util.tree_leaves_with_path(decayed_parameters(state.params))
@@ -70,6 +232,16 @@ def test_weight_decay_touches_kernels_and_nothing_else(tiny_config):
             {"learning_rate": 1.0, "rule": {"name": "adam"}},
             'config.rule.name: unknown name "adam"; did you mean "adamw"?',
         ),
+        (
+            {"learning_rate": 1.0, "rule": {"name": "sparse_adam", "weight_decay": 0.1}},
+            "config.rule.weight_decay: unknown key",
+        ),
+        (
+            {"learning_rate": 1.0, "multipliers": (("bias", -1.0),)},
+            'config.multipliers: must be at least 0, got -1.0 for "bias"',
+        ),
+        ({"learning_rate": 1.0, "multipliers": (("(", 1.0),)}, 'config.multipliers: "(" is no regular expression'),
+        ({"learning_rate": 1.0, "multipliers": (("bias",),)}, "config.multipliers[0]: expected 2 values, got 1"),
         ({"learning_rate": 1.0, "schedule": {"name": "constant", "warmup": -1}}, "config.schedule.warmup: must be"),
         (
             {"learning_rate": 1.0, "schedule": {"name": "inverse_square_root", "warmup": 0}},
