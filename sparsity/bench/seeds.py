@@ -1,6 +1,7 @@
 """Several seeds of one config in one vmapped program, against one after the other.
 
-A study may group runs only where this gains 1.2x on the backend at hand; on a CPU it does not.
+A study may group runs into one program only where this gains 1.2x on the backend at hand. No result is recorded
+yet, so no study groups runs.
 """
 
 from __future__ import annotations
