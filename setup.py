@@ -29,7 +29,8 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "test": ["hypothesis>=6.100", "import-linter>=2.1", "pytest>=9", "ruff>=0.15"],
+        # importlib-resources: what TFDS writes datasets with, and does not declare.
+        "test": ["hypothesis>=6.100", "import-linter>=2.1", "importlib-resources>=6", "pytest>=9", "ruff>=0.15"],
         "peer": ["torch", "transformers>=5"],
         "tpu": ["jax[tpu]>=0.10.0,<0.13"],
         "cuda": ["jax[cuda12]>=0.10.0,<0.13"],
