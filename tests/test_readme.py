@@ -34,7 +34,6 @@ def test_every_file_of_the_package_has_its_place_in_a_test():
         "sparsity/evals/predict.py": "tests/test_run.py",
         "sparsity/layers/dense.py": "tests/test_spmd.py",
         "sparsity/layers/norms.py": "tests/test_spmd.py",
-        "sparsity/studies/draw.py": "tests/studies/test_runner.py",
         "sparsity/studies/report.py": "tests/studies/test_runner.py",
         "sparsity/studies/quickstart.py": "tests/studies/test_runner.py",
     }

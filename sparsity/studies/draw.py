@@ -155,6 +155,37 @@ def reliability_diagram(runs: Runs) -> Drawing:
     return done(figure)
 
 
+def receptive_fields(fields: np.ndarray, activity: np.ndarray, columns: int = 25) -> Drawing:
+    """Fields of single units, the most active first, row by row; each is scaled by its largest weight, grey is 0.
+
+    The weights `fields` [n, h, w, c] (grey or RGB) are drawn as 0.5 w / max|w| + 0.5, in the order of `activity` [n]
+    (Bricken et al., Fig. 7: that on one noisy image), ties in the units' order. A unit without weights is all grey.
+
+    Raises:
+      ValueError: fields of another shape, activities of another number, or fewer than one column.
+    """
+    fields, activity = np.asarray(fields, np.float64), np.asarray(activity)
+    if fields.ndim != 4 or fields.shape[3] not in (1, 3) or not len(fields):
+        raise ValueError(f"fields: expected [n, h, w, 1 or 3], at least one, got {list(fields.shape)}")
+    if activity.shape != (len(fields),):
+        raise ValueError(f"activity: expected [{len(fields)}], one of each field, got {list(activity.shape)}")
+    if columns < 1:
+        raise ValueError(f"columns: must be at least 1, got {columns}")
+    n, h, w, c = fields.shape
+    columns = min(columns, n)
+    rows = -(-n // columns)
+    largest = np.abs(fields).max((1, 2, 3), keepdims=True)
+    scaled = 0.5 * fields / np.where(largest > 0, largest, 1) + 0.5
+    sheet = np.ones((rows * columns, h + 1, w + 1, c))  # a white line after each
+    sheet[:n, :h, :w] = scaled[np.argsort(-activity, kind="stable")]
+    sheet = sheet.reshape(rows, columns, h + 1, w + 1, c).swapaxes(1, 2).reshape(rows * (h + 1), columns * (w + 1), c)
+    sheet = sheet[:-1, :-1]
+    figure, axes = panels(1, 1, height=max(9.5 * sheet.shape[0] / sheet.shape[1], 0.5))
+    axes[0].imshow(sheet if c == 3 else sheet[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes[0].set_axis_off()
+    return done(figure)
+
+
 # The figures of training runs, in the order of a report; a figure's docstring is its caption.
 FIGURES: dict[str, Callable[[Runs], Drawing]] = {
     "Nonzero activations": nonzero_by_step,

@@ -1,0 +1,58 @@
+"""Pictures that the reports of `test_runner.py` do not show."""
+
+import numpy as np
+import pytest
+
+from sparsity.studies import draw
+
+
+def drawn(*args, **kwargs):
+    """The picture's pixels."""
+    (image,) = draw.receptive_fields(*args, **kwargs).figure.axes[0].images
+    return np.asarray(image.get_array()), image
+
+
+@pytest.mark.parametrize("c", [1, 3])
+def test_fields_are_drawn_by_activity_row_by_row_and_each_to_its_own_scale(c):
+    fields = np.random.default_rng(0).normal(size=(5, 2, 3, c)) * np.array([1, 10, 1e-3, 1, 1]).reshape(5, 1, 1, 1)
+    pixels, image = drawn(fields, [0.1, 0.5, 0.3, 0.5, 0.0], columns=2)
+    pixels = pixels.reshape(8, 7, c)
+    assert (image.norm.vmin, image.norm.vmax, image.get_cmap().name) == (0, 1, "gray")
+    for i, unit in enumerate([1, 3, 2, 0, 4]):  # of the equally active 1 and 3 the first
+        row, column = 3 * (i // 2), 4 * (i % 2)
+        expected = 0.5 * fields[unit] / np.abs(fields[unit]).max() + 0.5
+        np.testing.assert_allclose(pixels[row : row + 2, column : column + 3], expected, rtol=1e-12)
+    between = [pixels[2], pixels[5], pixels[:, 3], pixels[6:, 4:]]  # lines, and the place of a sixth
+    assert all((b == 1).all() for b in between)
+
+
+def test_a_row_has_25_fields_and_a_short_one_as_many_as_there_are():
+    fields = np.ones((26, 4, 4, 1))
+    assert drawn(fields, np.arange(26))[0].shape == (2 * 5 - 1, 25 * 5 - 1)
+    assert drawn(fields[:3], np.arange(3))[0].shape == (4, 3 * 5 - 1)
+
+
+def test_a_unit_without_weights_is_grey():
+    np.testing.assert_array_equal(drawn(np.zeros((1, 4, 4, 1)), [0.0])[0], 0.5)
+
+
+def test_the_same_fields_give_the_same_picture():
+    fields, activity = np.random.default_rng(0).normal(size=(7, 4, 4, 3)), np.arange(7)
+    one, other = (draw.receptive_fields(fields, activity) for _ in range(2))
+    assert one.svg() == other.svg()
+    assert one.png() == other.png()
+
+
+@pytest.mark.parametrize(
+    ("shape", "activities", "columns", "message"),
+    [
+        ((3, 4, 4), 3, 25, r"^fields: expected \[n, h, w, 1 or 3\], at least one, got \[3, 4, 4\]$"),
+        ((3, 4, 4, 2), 3, 25, r"^fields: .* got \[3, 4, 4, 2\]$"),
+        ((0, 4, 4, 1), 0, 25, r"^fields: .* got \[0, 4, 4, 1\]$"),
+        ((3, 4, 4, 1), 2, 25, r"^activity: expected \[3\], one of each field, got \[2\]$"),
+        ((3, 4, 4, 1), 3, 0, r"^columns: must be at least 1, got 0$"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(shape, activities, columns, message):
+    with pytest.raises(ValueError, match=message):
+        draw.receptive_fields(np.zeros(shape), np.zeros(activities), columns)
