@@ -79,7 +79,6 @@ def sparsity(record: Record) -> float:
 
 def target(row: str) -> float:
     """The sparsity that a row's threshold was chosen for; ReLU's is a half."""
-    row = row.split("_rate")[0]
     return float(row.split("_")[-1 if row.startswith(("relu_tau", "st")) else 1]) if row != "relu" else 0.5
 
 
