@@ -5,6 +5,10 @@ from __future__ import annotations
 import signal
 import threading
 from types import FrameType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 
 class Diverged(Exception):
@@ -13,6 +17,11 @@ class Diverged(Exception):
     def __init__(self, step: int):
         super().__init__(f"non-finite at step {step}")
         self.step = step
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Whether no leaf holds NaN or infinity, a scalar bool. By maxima: squares of large numbers would overflow."""
+    return jnp.isfinite(jnp.stack([jnp.float32(0), *(jnp.abs(x).max() for x in jax.tree.leaves(tree))])).all()
 
 
 class Preempted(Exception):

@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from sparsity import spmd
-from sparsity.train.guard import Diverged, Preempted, StopSignals
+from sparsity.train.guard import Diverged, Preempted, StopSignals, all_finite
 from sparsity.train.state import TrainState
 from sparsity.train.step import Record, StepMetrics
 
@@ -74,12 +74,13 @@ def train(
     step, read the metrics of the step before, save.
 
     Raises:
-      Diverged: loss, gradient or parameters not finite; nothing of it was saved.
+      Diverged: a loss, a gradient or, when they are saved, parameters not finite; nothing of it was saved.
       Preempted: a stop signal came; the state is saved.
     """
     start = int(jax.device_get(state.step))
     pending: tuple[int, StepMetrics, Record | None] | None = None
     window = _Window()
+    parameters_finite = jax.jit(all_finite)
 
     def settle() -> None:
         """Reads the metrics of the last dispatched step, and stops if they are not finite."""
@@ -109,6 +110,8 @@ def train(
             done, stopping = step + 1, stop.requested  # read once: what is raised below was saved here
             if done % every.checkpoint == 0 or done == steps or stopping:
                 settle()
+                if not jax.device_get(parameters_finite(state.params)):
+                    raise Diverged(step)
                 hooks.save(done, state)
                 window.interrupt()
             if recording:

@@ -84,6 +84,20 @@ def test_a_non_finite_step_ends_the_run_and_is_not_saved():
     assert ("metrics", 4) in recorder.events  # its record is written
 
 
+def test_parameters_that_are_not_finite_are_not_saved_even_if_their_gradients_were():
+    recorder = Recorder()
+
+    def overflow(state, batch):
+        state, *rest = recorder.step(False)(state, batch)
+        return state.replace(params=jax.device_put({"w": np.float32([1, np.inf])})), *rest
+
+    state = TrainState(np.int32(0), {"w": np.float32([1, 2])}, {}, {})
+    batches, mesh = iter([{"x": np.zeros(8, np.float32)}] * 9), spmd.make_mesh(spmd.MeshConfig(data=1))
+    with pytest.raises(Diverged, match="step 1"):
+        train(state, batches, overflow, overflow, mesh, 9, Intervals(100, 100, 2, 100), recorder.hooks)
+    assert not [e for e in recorder.events if e[0] == "save"]
+
+
 def test_a_stop_signal_saves_the_step_in_progress():
     recorder = Recorder(signal_at=2)
     with pytest.raises(Preempted) as error:

@@ -1,12 +1,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from sparsity import spmd
 from sparsity.run import Engine, run_config
-from sparsity.train.losses import LOSSES
-from sparsity.train.step import gradients, kernel_norms
+from sparsity.train.losses import LOSSES, LossSums
+from sparsity.train.state import TrainState
+from sparsity.train.step import gradients, kernel_norms, make_train_step
 
 
 def _batch(n=32, seed=0):
@@ -98,6 +100,23 @@ def test_a_nan_anywhere_is_reported_as_not_finite(tiny_config):
         with jax.set_mesh(engine.mesh):
             _, metrics, _ = engine.step(placed, record=False)(state, spmd.place_batch(engine.mesh, batch))
         assert bool(metrics.finite) is expected
+
+
+@pytest.mark.parametrize(("gradient", "finite"), [(1.0, True), (1e25, True), (np.inf, False), (np.nan, False)])
+def test_only_gradients_that_are_not_finite_are_called_so(gradient, finite):
+    """The square of 1e25 is no float32 any more: the norm is infinite, the gradient is not."""
+    compute = lambda state, batch: (
+        LossSums(jnp.float32(1), jnp.float32(1), jnp.float32(1)),
+        {"w": jnp.full(3, gradient)},
+        {},
+        {},
+    )
+    tx, mesh = optax.sgd(1.0), spmd.make_mesh(spmd.MeshConfig(data=1))
+    params = {"w": jnp.ones(3)}
+    state = TrainState(jnp.int32(0), params, tx.init(params), {})
+    _, metrics, _ = make_train_step(compute, tx, lambda step: 1.0, mesh, None)(state, {})
+    assert bool(metrics.finite) is finite
+    assert bool(jnp.isfinite(metrics.grad_norm)) is (gradient == 1)
 
 
 def test_kernel_norms_name_every_kernel_and_keep_scanned_layers_apart():
