@@ -42,8 +42,8 @@ def lookup(table: Mapping[str, T], name: str, what: str, error: type[Exception] 
     return table[name]
 
 
-def one_of(table: Mapping[str, type], default: Any = dataclasses.MISSING) -> Any:
-    """A dataclass field holding one of the table's dataclasses, chosen by its `name` key.
+def one_of(table: Mapping[str, type], default: Any = dataclasses.MISSING, *, later: bool = False) -> Any:
+    """A dataclass field holding one of the table's dataclasses, chosen by its `name` key; `later` as in `later()`.
 
     >>> @dataclasses.dataclass(frozen=True)
     ... class Circle:
@@ -54,7 +54,7 @@ def one_of(table: Mapping[str, type], default: Any = dataclasses.MISSING) -> Any
     >>> build(Drawing, {"shape": {"name": "circle", "radius": 2.0}})
     Drawing(shape=Circle(radius=2.0))
     """
-    return dataclasses.field(default=default, metadata={_TABLE: table})
+    return dataclasses.field(default=default, metadata={_TABLE: table} | ({_LATER: True} if later else {}))
 
 
 def later(default: Any) -> Any:

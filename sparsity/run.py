@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import os
 import re
 import resource
@@ -22,21 +23,26 @@ from sparsity import spmd
 from sparsity.checkpoint import Checkpoints
 from sparsity.config import ConfigError, one_of
 from sparsity.data import SOURCES
-from sparsity.data.mock import Mock
 from sparsity.data.pipeline import train_batches
 from sparsity.evals import EVALS
-from sparsity.evals.predict import make_predict
+from sparsity.evals.neurons import neurons
+from sparsity.evals.predict import Predict, make_predict
 from sparsity.evals.result import EvalConfig, Measure, Result, Subject, mean_and_se
 from sparsity.evals.sparsity import by_layer, merge, nonzero_fraction
 from sparsity.models import MODELS
+from sparsity.ops.noise import NOISES, NoiseConfig
 from sparsity.spmd import MeshConfig
 from sparsity.train.guard import Diverged
 from sparsity.train.loop import Hooks, Intervals, train
 from sparsity.train.losses import LOSSES
 from sparsity.train.optimizers import OptimizerConfig
+from sparsity.train.penalties import PENALTIES, Penalty
 from sparsity.train.state import TrainState, abstract_state, init_state, state_specs
-from sparsity.train.step import gradients, make_train_step
+from sparsity.train.step import Objective, gradients, make_train_step
 from sparsity.writer import MetricsWriter, Progress, read_json, read_metrics, write_json
+
+# The evaluator that scores validations in training, by the model's task.
+VALIDATION = {"classification": "accuracy", "reconstruction": "reconstruction", "language": "language"}
 
 
 class WorkdirError(ConfigError):
@@ -54,6 +60,8 @@ class RunConfig:
       seed: of initialisation, dropout, data order and evaluation noise.
       accumulate: microbatches a batch is split into; the update is the same.
       keep: checkpoints kept.
+      noise: added to what the model reads first, in training (and in evaluation if `evals.noise`).
+      penalty: on activations, added to the loss in training.
     """
 
     name: str
@@ -68,6 +76,8 @@ class RunConfig:
     seed: int = 0
     accumulate: int = 1
     keep: int = 2
+    noise: NoiseConfig | None = one_of(NOISES, None, later=True)
+    penalty: Penalty | None = one_of(PENALTIES, None, later=True)
 
     def __post_init__(self):
         for field in ("steps", "batch", "accumulate", "keep"):
@@ -84,10 +94,25 @@ class RunConfig:
                 raise ValueError(f'evals.names: unknown evaluator "{name}"{config_lib.nearest(name, EVALS)}')
         if self.data.classes is None and self.model.task == "classification":
             raise ValueError(f"data: {type(self.data).__name__} has no labels, and the model is a classifier")
+        for name in self.model.inputs:
+            if name not in self.data.inputs:
+                has = ", ".join(self.data.inputs)
+                raise ValueError(f"data: {type(self.data).__name__} has no {name} for the model to read, only {has}")
+        if self.noise is not None and self.data.inputs[self.model.inputs[0]].dtype != np.float32:
+            raise ValueError(
+                f"noise: the model reads {self.model.inputs[0]}, which takes none; see the MLP's own noise"
+            )
+        if self.penalty is not None:
+            self.penalty.check(self.model)
         try:
-            self.model.check_input(self.data.image_shape)
+            self.model.check_input(self.input_shape)
         except ValueError as error:
             raise ValueError(f"model.{error}") from error
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of what the model reads first, of one example."""
+        return self.data.inputs[self.model.inputs[0]].shape
 
     def resumable_changes(self) -> tuple[str, ...]:
         """Key prefixes that may differ when a workdir is resumed: they do not change past steps."""
@@ -108,8 +133,8 @@ def smoke(config: RunConfig) -> RunConfig:
     """Two steps of `config` on noise at reduced width: it tests that every part works, and measures nothing.
 
     Replaced are the name, the lengths (steps, batches, intervals), the model by a narrow and shallow one of the
-    same kind, and the data by `Mock` images of the same shape and classes. The rest stays: sparsifier (Top-k's k in
-    proportion), optimizer, schedule, microbatches, evaluators, mesh and seed. Both steps record, so it is
+    same kind, and the data by its `mock()` of the same shapes and classes. The rest stays: sparsifier (Top-k's k in
+    proportion), noise, optimizer, schedule, microbatches, evaluators, mesh and seed. Both steps record, so it is
     the recording step that runs.
 
     Raises:
@@ -123,7 +148,7 @@ def smoke(config: RunConfig) -> RunConfig:
         steps=2,
         batch=batch * config.accumulate,
         model=config.model.reduced(config.mesh.model),
-        data=Mock(config.data.image_shape, config.data.classes),
+        data=config.data.mock(),
         evals=dataclasses.replace(config.evals, batch=batch),
         every=Intervals(record=1, eval=1, checkpoint=1, speed=1),
     )
@@ -255,7 +280,9 @@ class Engine:
             )
         self.model = config.model.build(config.data.classes)
         self.tx, self.schedule = config.optimizer.build(config.steps)
-        self.inputs = (np.zeros((1, *config.data.image_shape), np.float32),)
+        specs = (config.data.inputs[name] for name in config.model.inputs)
+        self.inputs = tuple(np.zeros((1, *spec.shape), spec.dtype) for spec in specs)
+        self._load = functools.cache(config.data.load)
         self.abstract = self._abstract_state()
 
     def _abstract_state(self) -> TrainState:
@@ -280,23 +307,32 @@ class Engine:
 
     def step(self, placed: TrainState, record: bool):
         """The compiled training step, with or without recording."""
-        loss = LOSSES[self.config.model.task]
-        compute = gradients(
-            self.model, loss, self.config.model.inputs, self.config.seed, record, self.config.accumulate
-        )
+        config = self.config
+        loss = LOSSES[config.model.task]
+        objective = Objective(self.model, config.model, loss, config.seed, config.noise, config.penalty)
+        compute = gradients(objective, record, config.accumulate)
         return make_train_step(compute, self.tx, self.schedule, self.mesh, placed)
 
-    def subject(self, state: TrainState, split: str, predict=None) -> Subject:
+    @functools.cached_property
+    def predict(self) -> Predict:
+        """The compiled forward pass of evaluations."""
+        config = self.config
+        loss, keep = LOSSES[config.model.task], config.model.task != "language"
+        return make_predict(
+            self.model, config.model.inputs, loss, self.mesh, config.evals.batch, config.noise, config.seed, keep
+        )
+
+    def subject(self, state: TrainState, split: str) -> Subject:
         """The network of `state`, as evaluators see it, on the named split."""
-        predict = predict or make_predict(self.model, self.mesh, self.config.evals.batch)
         variables = {"params": state.params, **state.model_state}
         return Subject(
-            predict=lambda images, labels: predict(variables, images, labels),
+            predict=functools.partial(self.predict, variables, step=int(jax.device_get(state.step))),
             source=self.config.data,
-            split=self.config.data.load(split),
+            load=self._load,
             model=self.config.model,
-            parameters=sum(int(np.prod(p.shape)) for p in jax.tree.leaves(state.params)),
-            config=self.config.evals,
+            params=state.params,
+            noise=self.config.noise,
+            config=dataclasses.replace(self.config.evals, split=split),
             seed=self.config.seed,
         )
 
@@ -348,7 +384,6 @@ def _train_and_evaluate(engine: Engine, files: Workdir, progress: Progress) -> O
             raise WorkdirError(f"config.steps: {config.steps} is below the {start} steps that {files.path} has done")
         writer = MetricsWriter(files.metrics, start)
         progress.start(config.name, start, config.steps)
-        predict = make_predict(engine.model, engine.mesh, config.evals.batch)
         try:
             state = train(
                 state,
@@ -358,7 +393,7 @@ def _train_and_evaluate(engine: Engine, files: Workdir, progress: Progress) -> O
                 engine.mesh,
                 config.steps,
                 config.every,
-                _hooks(engine, checkpoints, meta, writer, progress, predict),
+                _hooks(engine, checkpoints, meta, writer, progress),
             )
         except Diverged as diverged:
             progress.say(f"{config.name}: diverged at step {diverged.step}")
@@ -366,18 +401,19 @@ def _train_and_evaluate(engine: Engine, files: Workdir, progress: Progress) -> O
         finally:
             writer.close()
             progress.stop()
-        result = evaluate(engine.subject(state, config.evals.split, predict), config.evals.names)
+        result = evaluate(engine.subject(state, config.evals.split), config.evals.names)
     measures = (*result.measures, *_machine_measures(files))
     return Outcome("finished", config.steps, measures, result.arrays)
 
 
-def _hooks(engine, checkpoints: Checkpoints, meta, writer: MetricsWriter, progress: Progress, predict) -> Hooks:
+def _hooks(engine, checkpoints: Checkpoints, meta, writer: MetricsWriter, progress: Progress) -> Hooks:
     """Connects the loop to the files, the progress bar and the evaluators."""
 
     def on_step(step, metrics):
-        values = {k: float(getattr(metrics, k)) for k in ("loss", "accuracy", "grad_norm", "learning_rate")}
+        reported = {k: getattr(metrics, k) for k in ("loss", "accuracy", "penalty", "grad_norm", "learning_rate")}
+        values = {k: float(v) for k, v in reported.items() if v is not None}
         writer.write("train", step, **values)
-        progress.show(loss=f"{values['loss']:.3f}", accuracy=f"{values['accuracy']:.3f}")
+        progress.show(**{k: f"{values[k]:.3f}" for k in ("loss", "accuracy") if k in values})
         progress.update(step + 1)
 
     def on_record(step, record):
@@ -386,14 +422,18 @@ def _hooks(engine, checkpoints: Checkpoints, meta, writer: MetricsWriter, progre
             mean, se, n = nonzero_fraction(stats)
             fractions.append(mean)
             q = float(stats.variance_sum / stats.examples)
-            layers[layer] = {"nonzero": mean, "se": se, "n": n, "q": q, "histogram": stats.histogram.tolist()}
+            above = (stats.above_T / stats.examples).tolist()
+            layers[layer] = {"nonzero": mean, "se": se, "n": n, "above": above, "q": q}
+            layers[layer]["histogram"] = stats.histogram.tolist()
         writer.write("sparsity", step, layers=layers)
         writer.write("gradients", step, norms={name: norm.tolist() for name, norm in record.grad_norms.items()})
+        writer.write("weights", step, modules=jax.tree.map(lambda x: x.tolist(), record.weights))
         progress.show(nonzero=f"{100 * np.mean(fractions):.1f}%")
 
     def on_eval(step, state):
-        subject = engine.subject(state, "validation", predict)
-        measures = evaluate(subject, ("accuracy", "sparsity")).measures
+        subject = engine.subject(state, "validation")
+        measures = evaluate(subject, (VALIDATION[engine.config.model.task], "sparsity")).measures
+        measures += tuple(m for m in neurons(subject).measures if m.name == "dead.mean")
         writer.write("validation", step, **{m.name: m.value for m in measures})
 
     def on_speed(step, seconds, n):

@@ -18,7 +18,7 @@ from sparsity.models.deep_mlp import DeepMLPConfig
 from sparsity.ops.sparsifiers import ClippedRelu
 from sparsity.train.losses import classification
 from sparsity.train.state import init_fn
-from sparsity.train.step import gradients
+from sparsity.train.step import Objective, gradients
 
 SEEDS = 3
 WORTH = 1 / 1.2  # time of the grouped step over that of the steps one by one
@@ -27,17 +27,18 @@ WORTH = 1 / 1.2  # time of the grouped step over that of the steps one by one
 def seeds_cases(smoke: bool) -> Iterator[Case]:
     """One SGD step of each of three deep MLPs (Price et al. 2024, Table 2, embedded): 64 images, CReLU .85/.7."""
     width, depth = (32, 3) if smoke else (300, 30)
-    model = DeepMLPConfig(width, depth, ClippedRelu(sparsity=0.85, slope=0.7)).build(10)
+    settings = DeepMLPConfig(width, depth, ClippedRelu(sparsity=0.85, slope=0.7))
+    model = settings.build(10)
     rng = np.random.default_rng(0)
     data = {
         "image": jnp.asarray(rng.normal(size=(SEEDS, 64, 8, 8, 1)), jnp.float32),
         "label": jnp.asarray(rng.integers(0, 10, (SEEDS, 64))),
     }
     tx = optax.sgd(1e-2)
-    compute = gradients(model, classification, ("image",), seed=0, record=False)
+    compute = gradients(Objective(model, settings, classification, seed=0), record=False)
 
     def train_step(state, batch):
-        sums, grads, _, _ = compute(state, batch)
+        (sums, _), grads, _, _ = compute(state, batch)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), sums.loss

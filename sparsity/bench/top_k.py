@@ -18,7 +18,7 @@ from sparsity.ops.sparsifiers import Relu, Sparsifier, TopK
 from sparsity.ops.top_k import keep_top_k, kept_count
 from sparsity.train.losses import classification
 from sparsity.train.state import init_fn
-from sparsity.train.step import gradients
+from sparsity.train.step import Objective, gradients
 
 ROWS = ("gaussian", "trained", "heavy_tailed", "bimodal", "few_positive")
 PRODUCTS = 6  # z, y; and the gradients of x, h, W_in and W_out
@@ -190,11 +190,12 @@ def _training_step(shape: _Step) -> Case:
     def arm(sparsifier: Sparsifier) -> Callable[[], object]:
         mlp = MLPConfig(d_ff=shape.d_ff, sparsifier=sparsifier)
         sizes = {"d_model": shape.d_model, "layers": shape.layers, "heads": shape.heads, "patch": shape.patch}
-        model = ViTConfig(mlp=mlp, pool="gap", **sizes).build(classes=10)
-        compute = gradients(model, classification, ("image",), seed=0, record=False)
+        settings = ViTConfig(mlp=mlp, pool="gap", **sizes)
+        model = settings.build(classes=10)
+        compute = gradients(Objective(model, settings, classification, seed=0), record=False)
 
         def train_step(state, data):
-            sums, grads, _, _ = compute(state, data)
+            (sums, _), grads, _, _ = compute(state, data)
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
             return state.replace(step=state.step + 1, params=params, opt_state=opt_state), sums.loss

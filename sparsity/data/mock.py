@@ -8,11 +8,11 @@ from typing import ClassVar
 import numpy as np
 
 from sparsity.config import lookup
-from sparsity.data.pipeline import Batch, Split
+from sparsity.data.pipeline import ImageSource, Split
 
 
 @dataclasses.dataclass(frozen=True)
-class Mock:
+class Mock(ImageSource):
     """Images of independent uniform pixels with labels at random: nothing can be learnt from them.
 
     Attributes:
@@ -43,6 +43,6 @@ class Mock:
         """(x - 1/2) sqrt(12): uniform pixels with mean 0 and variance 1."""
         return (images - np.float32(0.5)) * np.float32(np.sqrt(12))
 
-    def augment(self, example: Batch, rng: np.random.Generator) -> Batch:
-        """The example as it is."""
-        return example
+    def mock(self) -> Mock:
+        """Itself."""
+        return self

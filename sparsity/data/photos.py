@@ -10,7 +10,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from sparsity.config import lookup
-from sparsity.data.pipeline import Batch
+from sparsity.data.mock import Mock
+from sparsity.data.pipeline import Batch, ImageSource
 
 _HEIGHT, _STRIP = 427, 64  # pixels; the photographs are ten strips wide
 # Columns of both photographs -> split. A patch lies within one run of columns, so no pixel is in two splits. These
@@ -26,7 +27,7 @@ _LUMA = np.float32([0.299, 0.587, 0.114])  # ITU-R BT.601
 
 
 @dataclasses.dataclass(frozen=True)
-class Photos:
+class Photos(ImageSource):
     """The photos source: patches of two photographs of 427 x 640 pixels, split by region.
 
     The regions are strips of columns, the same of both photographs: 448 to train on, 64 to validate,
@@ -114,9 +115,9 @@ class Photos:
         pixels = self.normalise(patches.cut(few))
         return float(pixels.std(dtype=np.float64))
 
-    def augment(self, example: Batch, rng: np.random.Generator) -> Batch:
-        """The example as it is."""
-        return example
+    def mock(self) -> Mock:
+        """Noise in the shape of the patches."""
+        return Mock(self.image_shape, None)
 
     def _rows(self) -> np.ndarray:
         return np.arange(0, _HEIGHT - self.patch + 1, self.stride)
@@ -163,9 +164,16 @@ class Patches:
     def __repr__(self) -> str:
         return f"Patches({len(self)}, {self.patch}, {int(self.positions.sum())})"
 
+    def arrays(self) -> Batch:
+        """All examples, stacked."""
+        return {"image": self.images}
+
     def __getitem__(self, i) -> Batch:
-        photograph, row, column = self.positions[i]
-        return {"image": self.photographs[photograph, row : row + self.patch, column : column + self.patch]}
+        return self.take(i)
+
+    def take(self, indices) -> Batch:
+        """One patch, or those of an array of indices, stacked."""
+        return {"image": self.cut(indices)}
 
 
 @functools.cache

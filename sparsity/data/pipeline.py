@@ -8,7 +8,7 @@ on how many processes read. Evaluation: in index order, the last batch padded an
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import grain
@@ -37,24 +37,69 @@ class Split:
         return f"Split({self.images.shape}, {None if self.labels is None else int(self.labels.sum())})"
 
     def __getitem__(self, i) -> Batch:
-        example = {"image": self.images[i]}
-        return example if self.labels is None else example | {"label": self.labels[i]}
+        return self.take(i)
+
+    def take(self, indices) -> Batch:
+        """One example, or those of an array of indices, stacked."""
+        return example_of(self.images[indices], None if self.labels is None else self.labels[indices])
+
+    def arrays(self) -> Batch:
+        """All examples, stacked."""
+        return example_of(self.images, self.labels)
+
+
+def example_of(images: np.ndarray, labels: np.ndarray | None) -> Batch:
+    """One example, or many stacked, by name; without labels there is no `label`."""
+    return {"image": images} if labels is None else {"image": images, "label": labels}
 
 
 class Source(Protocol):
-    """A dataset: settings that load to splits. `classes` is None where examples have no labels."""
+    """A dataset: settings that load to splits.
+
+    Attributes:
+      classes: what a label or a token may be, in 0..classes - 1; None where there are neither.
+      inputs: shape and dtype of what one example offers a model to read, by name.
+      augments: `augment` changes examples; otherwise batches are cut out whole, a hundred times as fast.
+    """
 
     classes: int | None
-    image_shape: tuple[int, int, int]
+    inputs: Mapping[str, jax.ShapeDtypeStruct]
+    augments: bool
 
     def load(self, split: str) -> Split:
         """The named split: train, validation or test."""
 
-    def normalise(self, images: np.ndarray) -> np.ndarray:
-        """Images in the source's units [0, 1] as the model's input."""
+    def model_input(self, arrays: Batch) -> Batch:
+        """An example, or many stacked, from the source's units to the model's."""
 
     def augment(self, example: Batch, rng: np.random.Generator) -> Batch:
         """A training example, randomly changed by `rng` alone."""
+
+    def mock(self) -> Source:
+        """A source of the same shapes and classes that needs no files: what `--smoke` trains on."""
+
+
+class ImageSource:
+    """What sources of images share.
+
+    A subclass has `image_shape` (height, width, channels) and `normalise`, from [0, 1] to the model's input.
+    """
+
+    image_shape: tuple[int, int, int]
+    augments: bool = False
+
+    @property
+    def inputs(self) -> Mapping[str, jax.ShapeDtypeStruct]:
+        """`image` [height, width, channels], float32."""
+        return {"image": jax.ShapeDtypeStruct(self.image_shape, np.float32)}
+
+    def model_input(self, arrays: Batch) -> Batch:
+        """The images normalised, the rest as it is."""
+        return arrays | {"image": self.normalise(arrays["image"])}
+
+    def augment(self, example: Batch, rng: np.random.Generator) -> Batch:
+        """The example as it is."""
+        return example
 
 
 def train_batches(
@@ -80,28 +125,27 @@ def train_batches(
     if not len(split):
         raise ValueError(f"data: the train split of {source!r} is empty")
 
-    def prepare(example: Batch, rng: np.random.Generator) -> Batch:
-        example = source.augment(example, rng)
-        return example | {"image": source.normalise(example["image"])}
+    def augmented(i: int, rng: np.random.Generator) -> Batch:
+        return source.model_input(source.augment(split[i], rng))
 
-    dataset = grain.MapDataset.source(split).seed(seed).shuffle().repeat().random_map(prepare)
+    dataset = grain.MapDataset.range(len(split)).seed(seed).shuffle().repeat()
+    dataset = dataset.random_map(augmented) if source.augments else dataset
     dataset = dataset.batch(batch // processes, drop_remainder=True)[process::processes]
+    dataset = dataset if source.augments else dataset.map(lambda indices: source.model_input(split.take(indices)))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * max(threads, 1))
     iterator = iter(dataset.to_iter_dataset(options))
     iterator.set_state({"next_index": start})
     return iterator
 
 
-def eval_batches(images: np.ndarray, labels: np.ndarray | None, batch: int) -> Iterator[Batch]:
+def eval_batches(arrays: Batch, batch: int) -> Iterator[Batch]:
     """All examples once, in order; the last batch padded with zeros and `weight` 0.
 
-    `images` are model inputs (normalised). Every batch has the same shape, so one program serves. Without labels
-    (None) there is no `label`.
+    `arrays` are stacked examples as the model reads them. Every batch has the same shape, so one program serves.
     """
-    whole = {"image": images, "weight": np.ones(len(images), np.float32)}
-    if labels is not None:
-        whole["label"] = labels
-    for start in range(0, len(images), batch):
+    n = len(next(iter(arrays.values())))
+    whole = arrays | {"weight": np.ones(n, np.float32)}
+    for start in range(0, n, batch):
         part = {key: x[start : start + batch] for key, x in whole.items()}
-        missing = batch - len(part["image"])
+        missing = batch - len(part["weight"])
         yield {key: np.concatenate([x, np.zeros((missing, *x.shape[1:]), x.dtype)]) for key, x in part.items()}

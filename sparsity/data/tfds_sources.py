@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from sparsity.config import ConfigError, lookup
-from sparsity.data.pipeline import Batch, Split
+from sparsity.config import ConfigError, later, lookup
+from sparsity.data.mock import Mock
+from sparsity.data.pipeline import ImageSource, Split
 
 
 @dataclasses.dataclass(frozen=True)
-class TFDSSource:
+class TFDSSource(ImageSource):
     """Base of the sources that TFDS prepares: a subclass names its dataset and the moments of its pixels.
 
     TFDS has a train and a test split. The end of its train split is the validation split here;
@@ -26,6 +27,8 @@ class TFDSSource:
 
     Attributes:
       held_out: share of TFDS's train split that is the validation split, in (0, 1).
+      pixels: "standardised" is (x - mean) / std of the training pixels, channel by channel, so that their mean square
+        is 1; "unit" leaves them in [0, 1].
 
     Attributes of a subclass, of images in [0, 1]:
       dataset: its name in TFDS, with the version; one major version has the same examples in the same order.
@@ -33,6 +36,7 @@ class TFDSSource:
     """
 
     held_out: float = 0.1
+    pixels: Literal["standardised", "unit"] = later("standardised")
 
     dataset: ClassVar[str]
     classes: ClassVar[int]
@@ -57,12 +61,14 @@ class TFDSSource:
         return Split(images[part], labels[part])
 
     def normalise(self, images: np.ndarray) -> np.ndarray:
-        """(x - mean) / std of the training pixels, channel by channel, so that their mean square is 1."""
+        """The images in the units of `pixels`."""
+        if self.pixels == "unit":
+            return images
         return (images - np.float32(self.mean)) / np.float32(self.std)
 
-    def augment(self, example: Batch, rng: np.random.Generator) -> Batch:
-        """The example as it is."""
-        return example
+    def mock(self) -> Mock:
+        """Noise in the shape of the images."""
+        return Mock(self.image_shape, self.classes)
 
 
 @dataclasses.dataclass(frozen=True)

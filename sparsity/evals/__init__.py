@@ -3,16 +3,22 @@
 from sparsity.evals.accuracy import accuracy
 from sparsity.evals.calibration import calibration
 from sparsity.evals.cost import cost
+from sparsity.evals.language import language
 from sparsity.evals.neurons import neurons
+from sparsity.evals.reconstruction import reconstruction
 from sparsity.evals.result import Evaluator
 from sparsity.evals.robustness import robustness
 from sparsity.evals.sparsity import sparsity
+from sparsity.evals.units import units
 
 EVALS: dict[str, Evaluator] = {
     "accuracy": accuracy,
+    "reconstruction": reconstruction,
+    "language": language,
     "calibration": calibration,
     "robustness": robustness,
     "sparsity": sparsity,
     "neurons": neurons,
+    "units": units,
     "cost": cost,
 }

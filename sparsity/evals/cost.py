@@ -11,8 +11,8 @@ _READING = "matrices that read h (in an MLP, the second)"
 
 def cost(subject: Subject) -> Result:
     """FLOPs per token of the matrices that read h and of the whole model, dense and with zeros skipped."""
-    shape, classes = subject.source.image_shape, subject.source.classes
-    model = subject.model
+    model, classes = subject.model, subject.source.classes
+    shape = subject.source.inputs[model.inputs[0]].shape
     second = model.skippable_flops(shape, classes)
     found = {layer: nonzero_fraction(s) for layer, s in subject.clean.stats.items()}
     density = {layer: f[0] for layer, f in found.items()}

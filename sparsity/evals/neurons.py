@@ -25,12 +25,13 @@ def neurons(subject: Subject) -> Result:
         f"split (so each fires on under {3 / max(tokens, 1):.2g} of tokens at 95% confidence); n is units, "
         "the error is binomial over them"
     )
-    measures = [_share(f"dead.{layer}", d, text) for layer, d in dead.items()]
+    measures = [share(f"dead.{layer}", d, text) for layer, d in dead.items()]
     if dead:
-        measures.insert(0, _share("dead.mean", np.concatenate(list(dead.values())), text))
+        measures.insert(0, share("dead.mean", np.concatenate(list(dead.values())), text))
     return Result(tuple(measures), {"firing_rates": {layer: r.tolist() for layer, r in rates.items()}})
 
 
-def _share(name: str, dead: np.ndarray, text: str) -> Measure:
+def share(name: str, dead: np.ndarray, text: str) -> Measure:
+    """The share of units [F] that are `dead`, with its binomial error."""
     p = float(np.mean(dead))
     return Measure(name, p, float((p * (1 - p) / len(dead)) ** 0.5), len(dead), text)

@@ -11,34 +11,64 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sparsity import spmd
-from sparsity.data.pipeline import eval_batches
+from sparsity.data.pipeline import Batch, eval_batches
 from sparsity.evals.result import Predictions
 from sparsity.evals.sparsity import by_layer, merge
+from sparsity.layers.noise import NOISE
 from sparsity.layers.sparsify import STATS, Context
+from sparsity.ops.noise import NoiseConfig
+
+Predict = Callable[..., Predictions]
 
 
 def make_predict(
-    model: nn.Module, mesh: Mesh, batch: int
-) -> Callable[[Any, np.ndarray, np.ndarray | None], Predictions]:
-    """Compiles (variables, images [n, ...], labels [n] or None) -> Predictions, one program for every n.
+    module: nn.Module,
+    inputs: tuple[str, ...],
+    loss: Callable[[jax.Array, dict[str, jax.Array]], Any],
+    mesh: Mesh,
+    batch: int,
+    noise: NoiseConfig | None = None,
+    seed: int = 0,
+    keep_outputs: bool = True,
+) -> Predict:
+    """Compiles (variables, arrays, noisy=False, step=0) -> Predictions, one program for every number of examples.
 
     Padding in the last batch has weight 0: it counts neither in the statistics nor in n.
+
+    Args:
+      inputs: which of `arrays` (stacked examples as the model reads them) the module takes.
+      loss: the training loss, of single examples: see `train.losses`.
+      noise: what `noisy` predictions add to the first input, as in training at `step`; the module's own noise is on
+        then too. A function of (seed, step, batch of the evaluation), always the same.
+      keep_outputs: hand out the module's outputs; those of a language model may not fit into memory.
     """
 
-    @jax.jit
-    def forward(variables, image, weight):
-        ctx = Context(weight_B=weight, record=True)
-        logits, stats = model.apply(variables, image, ctx, mutable=[STATS])
-        return logits, stats.get(STATS, {})
+    def forward(variables, part, step, number, noisy):
+        inner, outer = jax.random.split(jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), number))
+        first, *rest = (part[name] for name in inputs)
+        if noisy and noise is not None:
+            first = noise(first, outer, step)
+        ctx = Context(weight_B=part["weight"], step=step, noisy=noisy, record=True)
+        outputs, stats = module.apply(variables, first, *rest, ctx, rngs={NOISE: inner}, mutable=[STATS])
+        return outputs if keep_outputs else None, loss(outputs, part), stats.get(STATS, {})
 
-    def predict(variables: Any, images: np.ndarray, labels: np.ndarray | None) -> Predictions:
-        logits, stats = [], []
+    forward = jax.jit(forward, static_argnames="noisy")
+
+    def predict(variables: Any, arrays: Batch, noisy: bool = False, step: int = 0) -> Predictions:
+        outputs, losses, stats = [], [], []
         with jax.set_mesh(mesh):
-            for part in eval_batches(images, labels, batch):
-                placed = spmd.place_batch(mesh, part)
-                out = jax.device_get(forward(variables, placed["image"], placed["weight"]))
-                logits.append(out[0][part["weight"] > 0])
-                stats.append(by_layer(out[1]))
-        return Predictions(np.concatenate(logits), None if labels is None else np.asarray(labels), merge(stats))
+            for number, part in enumerate(eval_batches(arrays, batch)):
+                at = jax.device_put((np.int32(step), np.int32(number)), spmd.replicated(mesh))
+                out = jax.device_get(forward(variables, spmd.place_batch(mesh, part), *at, noisy=noisy))
+                real = part["weight"] > 0
+                outputs.append(None if out[0] is None else out[0][real])
+                losses.append(jax.tree.map(lambda x, real=real: x[real], out[1]))
+                stats.append(by_layer(out[2]))
+        return Predictions(
+            outputs=np.concatenate(outputs) if keep_outputs else None,
+            arrays=arrays,
+            losses=jax.tree.map(lambda *x: np.concatenate(x), *losses),
+            stats=merge(stats),
+        )
 
     return predict

@@ -8,9 +8,11 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
-from sparsity.data.pipeline import Source, Split
+from sparsity.config import later
+from sparsity.data.pipeline import Batch, Source, Split
 from sparsity.layers.sparsify import SparsityStats
 
 
@@ -66,6 +68,9 @@ class EvalConfig:
       ece_bins: equal-width bins of the calibration error.
       corruptions: which benchmark's noise constants the robustness evaluator uses; "auto"
         chooses by resolution. Small high-contrast images need the strong ones to notice.
+      noise: training's noise is on, at its size after the last step (Bricken et al. validate so); else it is off.
+      dead_size: a unit is dead by Bricken et al.'s definition if its |h| sum to less than this over an epoch.
+      dead_rate: it is by the Sparsing Law's if it is nonzero on less than this share of tokens.
     """
 
     names: tuple[str, ...]
@@ -73,6 +78,9 @@ class EvalConfig:
     batch: int = 256
     ece_bins: int = 15
     corruptions: Literal["auto", "cifar_c", "tiny_imagenet_c", "imagenet_c"] = "auto"
+    noise: bool = later(False)
+    dead_size: float = later(1e-5)
+    dead_rate: float = later(1e-3)
 
     def __post_init__(self):
         if self.batch < 1:
@@ -86,14 +94,26 @@ class Predictions:
     """A model's outputs on n examples, in their order.
 
     Attributes:
-      logits: [n, classes] float32.
-      labels: [n]; None where the data has none.
+      outputs: [n, ...] float32: logits, or images; None if they were not kept.
+      arrays: the examples, as the model reads them.
+      losses: the training loss of each example: `loss`, `correct` and `count` [n].
       stats: recorded statistics by layer, merged over batches in float64.
     """
 
-    logits: np.ndarray
-    labels: np.ndarray | None
+    outputs: np.ndarray | None
+    arrays: Batch
+    losses: Any
     stats: dict[str, SparsityStats]
+
+    @property
+    def logits(self) -> np.ndarray:
+        """The outputs of a classifier [n, classes]."""
+        return self.outputs
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """[n]; None where the data has none."""
+        return self.arrays.get("label")
 
     @functools.cached_property
     def correct(self) -> np.ndarray:
@@ -103,29 +123,47 @@ class Predictions:
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A trained model as evaluators see it: a function from images to predictions.
+    """A trained model as evaluators see it: a function from examples to predictions.
 
     Attributes:
-      predict: (model inputs [n, h, w, c], labels [n]) -> Predictions.
-      source, split: the data and the split under evaluation (images in the source's units).
+      predict: (stacked examples as the model reads them, noisy=False) -> Predictions.
+      source: the data.
+      load: the name of a split -> its examples (in the source's units).
       model: the model's settings (its MLPs and FLOPs).
-      parameters: number of parameters.
+      params: its parameters.
+      noise: what training adds to its input; None for nothing.
       config: the evaluation's settings.
       seed: of anything an evaluator draws.
     """
 
-    predict: Callable[[np.ndarray, np.ndarray], Predictions]
+    predict: Callable[..., Predictions]
     source: Source
-    split: Split
+    load: Callable[[str], Split]
     model: Any
-    parameters: int
+    params: Any
+    noise: Any
     config: EvalConfig
     seed: int
 
     @functools.cached_property
+    def split(self) -> Split:
+        """The examples under evaluation."""
+        return self.load(self.config.split)
+
+    @functools.cached_property
     def clean(self) -> Predictions:
-        """Predictions on the split as it is; computed once for all evaluators."""
-        return self.predict(self.source.normalise(self.split.images), self.split.labels)
+        """Predictions on the split as it is, under training's noise if `config.noise`; once for all evaluators."""
+        return self.predict(self.source.model_input(self.split.arrays()), noisy=self.config.noise)
+
+    @functools.cached_property
+    def trained(self) -> Predictions:
+        """Predictions on the training split under training's noise, one epoch of it; once for all evaluators."""
+        return self.predict(self.source.model_input(self.load("train").arrays()), noisy=True)
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters."""
+        return sum(int(np.prod(p.shape)) for p in jax.tree.leaves(self.params))
 
 
 Evaluator = Callable[[Subject], Result]

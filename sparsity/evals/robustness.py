@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from sparsity.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt, resolve_level
+from sparsity.data.pipeline import example_of
 from sparsity.evals.result import Measure, Result, Subject, mean_and_se
 
 
@@ -20,8 +21,8 @@ def robustness(subject: Subject) -> Result:
     measures = []
     for i, name in enumerate(CORRUPTIONS):
         for j, severity in enumerate(SEVERITIES):
-            noisy = subject.source.normalise(corrupt(images, name, severity, subject.seed, level))
-            correct[i, j] = subject.predict(noisy, labels).correct
+            noisy = corrupt(images, name, severity, subject.seed, level)
+            correct[i, j] = subject.predict(subject.source.model_input(example_of(noisy, labels))).correct
             text = f"accuracy under {name} noise, severity {severity} of the {level} constants"
             measures.append(Measure(f"robustness.{name}.{severity}", *mean_and_se(correct[i, j]), len(labels), text))
         text = f"accuracy under {name} noise, mean over the five severities of the {level} constants"

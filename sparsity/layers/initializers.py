@@ -12,6 +12,8 @@ from __future__ import annotations
 import math
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 from flax.typing import Initializer
 
 from sparsity.ops.sparsifiers import Sparsifier
@@ -50,6 +52,15 @@ def edge_weights(edge: EdgeOfChaos) -> Initializer:
 def edge_biases(edge: EdgeOfChaos) -> Initializer:
     """Biases b ~ N(0, sigma_b^2)."""
     return nn.initializers.normal(math.sqrt(edge.sigma_b2))
+
+
+def fan_in_uniform(fan_in: int, scale: float = 1.0) -> Initializer:
+    """U(-a, a) with a = scale / sqrt(fan_in), for kernels and biases alike: what torch's `nn.Linear` starts from.
+
+    There it is written as Kaiming's uniform distribution with a negative slope of sqrt(5).
+    """
+    limit = scale * fan_in**-0.5
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -limit, limit)
 
 
 def input_weights(gain: float = 1.0) -> Initializer:

@@ -8,12 +8,15 @@ from typing import Literal
 
 import flax.linen as nn
 import jax
+from flax.typing import Initializer
 
 from sparsity import axes
-from sparsity.config import one_of
+from sparsity.config import later, one_of
 from sparsity.layers import initializers
-from sparsity.layers.dense import dense
+from sparsity.layers.dense import dense, named
+from sparsity.layers.noise import Noise
 from sparsity.layers.sparsify import Context, Sparsify
+from sparsity.ops.noise import NOISES, NoiseConfig
 from sparsity.ops.sparsifiers import SPARSIFIERS, Sparsifier
 from sparsity.theory.edge_of_chaos import EdgeOfChaos
 
@@ -29,7 +32,12 @@ class MLPConfig:
         those of the sparsifier, before the product.
       use_bias: biases on all matrices (ViT: yes; T5: no).
       dropout: rate applied to h, after the nonzeros were counted.
+      noise: added to what W_i reads, in training; at every unit it is Gaussian noise of covariance sigma^2 W_i^T W_i
+        (Bricken et al. 2023, Eqs. 2 and 20).
+      shared_bias: b_i is one number, the same of all units (Bricken et al. 2023, Sec. 3), 0 at the start.
+      scale: factor on W_i at the start (Bricken et al. 2023, Fig. 9).
       init: "xavier" draws both matrices from Xavier's uniform distribution and starts biases at 0.
+        "torch" draws matrices and biases from U(+-1 / sqrt(fan_in)), the default of torch's `nn.Linear`.
         "edge_of_chaos" carries Price et al. 2024 over to a residual block, whose MLP reads a normalised input:
         W_i ~ N(0, 1 / fan_in), so that pre-activations are N(0, 1) and the sparsifier's target sparsity holds
         from the start, and W_o, b_o on the edge of chaos at q* = 1, so that outputs have variance 1 too.
@@ -40,13 +48,20 @@ class MLPConfig:
     gated: bool = False
     use_bias: bool = True
     dropout: float = 0.0
-    init: Literal["xavier", "edge_of_chaos"] = "xavier"
+    init: Literal["xavier", "torch", "edge_of_chaos"] = "xavier"
+    noise: NoiseConfig | None = one_of(NOISES, None, later=True)
+    shared_bias: bool = later(False)
+    scale: float = later(1.0)
 
     def __post_init__(self):
         if self.d_ff < 1:
             raise ValueError(f"d_ff: must be at least 1, got {self.d_ff}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: must be in [0, 1), got {self.dropout}")
+        if self.scale <= 0:
+            raise ValueError(f"scale: must be positive, got {self.scale}")
+        if self.shared_bias and not self.use_bias:
+            raise ValueError("shared_bias: there is no bias to share (use_bias is off)")
         try:
             self.sparsifier.check_width(self.d_ff)
         except ValueError as error:
@@ -71,10 +86,13 @@ class MLPConfig:
 
 
 class SparseMLP(nn.Module):
-    """y = dropout(Sparsify(x W_i + b_i) [* (x W_gate + b_gate)]) W_o + b_o.
+    """y = dropout(Sparsify(x~ W_i + b_i) [* (x~ W_gate + b_gate)]) W_o + b_o, x~ = x + noise if there is noise.
 
-    Li et al. 2022, Eq. 1 and, with the `top_k` sparsifier, Eq. 9. Parameters: `wi` [D, F],
+    Li et al. 2022, Eq. 1 and, with the `top_k` sparsifier, Eq. 9; Bricken et al. 2023, Eq. 2. Parameters: `wi` [D, F],
     `wi_gate` [D, F] if gated, `wo` [F, D]; F is sharded over the mesh's model axis.
+
+    Attributes:
+      features: numbers per token that come out; by default as many as go in.
 
     >>> import jax.numpy as jnp
     >>> from sparsity.ops.sparsifiers import TopK
@@ -87,29 +105,44 @@ class SparseMLP(nn.Module):
 
     config: MLPConfig
     dtype: str = "float32"
+    features: int | None = None
 
     @nn.compact
     def __call__(self, x_BxLxD: jax.Array, ctx: Context) -> jax.Array:
         cfg, d_model = self.config, x_BxLxD.shape[-1]
+        x_BxLxD = Noise(cfg.noise, name="noise")(x_BxLxD, ctx)
 
-        reads, writes = {}, {}
-        if cfg.init == "edge_of_chaos":
-            reads = {"kernel_init": initializers.input_weights()}
-            writes = {
-                "kernel_init": initializers.edge_weights(cfg.edge),
-                "bias_init": initializers.edge_biases(cfg.edge),
-            }
+        reads, writes = _initializers(cfg, d_model)
 
         def into(name):
-            return dense(cfg.d_ff, ("embed", "mlp"), use_bias=cfg.use_bias, dtype=self.dtype, name=name, **reads)
+            use_bias = cfg.use_bias and not cfg.shared_bias
+            return dense(cfg.d_ff, ("embed", "mlp"), use_bias=use_bias, dtype=self.dtype, name=name, **reads)
 
-        z_BxLxF = axes.constrain(into("wi")(x_BxLxD), ("batch", "length", "mlp"))
+        z_BxLxF = into("wi")(x_BxLxD)
+        if cfg.shared_bias:
+            z_BxLxF = z_BxLxF + self.param("shared_bias", named(nn.initializers.zeros), ()).astype(z_BxLxF.dtype)
+        z_BxLxF = axes.constrain(z_BxLxF, ("batch", "length", "mlp"))
         h_BxLxF = Sparsify(cfg.sparsifier, name="sparsify")(z_BxLxF, ctx)
         if cfg.gated:
             h_BxLxF = h_BxLxF * into("wi_gate")(x_BxLxD)
         h_BxLxF = nn.Dropout(cfg.dropout, deterministic=not ctx.train)(h_BxLxF)
-        out = dense(d_model, ("mlp", "embed"), use_bias=cfg.use_bias, dtype=self.dtype, name="wo", **writes)
+        features = self.features or d_model
+        out = dense(features, ("mlp", "embed"), use_bias=cfg.use_bias, dtype=self.dtype, name="wo", **writes)
         return axes.constrain(out(h_BxLxF), ("batch", "length", "embed"))
+
+
+def _initializers(cfg: MLPConfig, d_model: int) -> tuple[dict[str, Initializer], dict[str, Initializer]]:
+    """Of kernel and bias, for the matrices that read x and for the one that writes y; those missing are `dense`'s."""
+    reads, writes = {"kernel_init": nn.initializers.xavier_uniform()}, {}
+    if cfg.init == "torch":
+        uniform = initializers.fan_in_uniform
+        reads = {"kernel_init": uniform(d_model), "bias_init": uniform(d_model)}
+        writes = {"kernel_init": uniform(cfg.d_ff), "bias_init": uniform(cfg.d_ff)}
+    if cfg.init == "edge_of_chaos":
+        reads = {"kernel_init": initializers.input_weights()}
+        writes = {"kernel_init": initializers.edge_weights(cfg.edge), "bias_init": initializers.edge_biases(cfg.edge)}
+    unscaled = reads["kernel_init"]
+    return reads | {"kernel_init": lambda *args: cfg.scale * unscaled(*args)}, writes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,9 +18,13 @@ import numpy as np
 from sparsity.ops.sparsifiers import Sparsifier
 
 STATS = "sparsity"  # the variable collection that recorded statistics are sown into
+ACTIVATIONS = "activations"  # the one that pre-activations and activations are sown into, for penalties
 
 # Bins of the pre-activation histogram: 64 of width 1/4 on [-8, 8), and both tails.
 HISTOGRAM_EDGES = np.linspace(-8.0, 8.0, 65)
+
+THRESHOLDS = (1e-4, 1e-2)  # of |h|, for activations without exact zeros (Bricken et al. 2023, App. H.1)
+FLAT = 0.01  # |phi'(z)| below this is a flat place of phi
 
 DEFINITION = (
     "nonzero fraction: share of hidden units with h != 0 after the sparsifier and before dropout, "
@@ -33,14 +37,28 @@ class Context:
     """What a module needs to know about this step.
 
     Attributes:
-      train: dropout on (static).
-      record: sow `SparsityStats` (static: a second compiled program, free when off).
       weight_B: 1 for real examples, 0 for padding; None counts every example once.
+      step: updates done, which schedules of noise and of k go by; a traced integer in training.
+      train: dropout on (static).
+      noisy: noise on (static), in training and, where it is asked for, in evaluation.
+      record: sow `SparsityStats` (static: a second compiled program, free when off).
+      hand_out: sow `Activated` (static), what penalties on activations read.
     """
 
     weight_B: jax.Array | None = None
+    step: Any = 0
     train: bool = flax.struct.field(pytree_node=False, default=False)
+    noisy: bool = flax.struct.field(pytree_node=False, default=False)
     record: bool = flax.struct.field(pytree_node=False, default=False)
+    hand_out: bool = flax.struct.field(pytree_node=False, default=False)
+
+
+@flax.struct.dataclass
+class Activated:
+    """Pre-activations z and activations h of one layer, both [B, ..., F]."""
+
+    z: jax.Array
+    h: jax.Array
 
 
 @flax.struct.dataclass
@@ -56,8 +74,12 @@ class SparsityStats:
       fraction_sum: sum over examples of the nonzero fraction (see `DEFINITION`); NaN if any
         pre-activation or activation of a counted example is NaN.
       fraction_sumsq: sum of its square.
+      above_T: sum over examples of the share of hidden units with |h| > t, for each t of `THRESHOLDS`.
+      flat_sum: sum over examples of the share of hidden units with |phi'(z)| < `FLAT` (Bricken et al. 2023, Fig. 20).
       variance_sum: sum over examples of the mean of z^2 over tokens and units, the q_l of mean-field theory.
       fired_F: per unit, the number of tokens on which it was nonzero.
+      size_F: per unit, the sum over tokens of |h|.
+      power_3xF: per unit, the sums over tokens of z, z^2 and z^3.
       histogram: counts of pre-activations by `HISTOGRAM_EDGES`, both tails included [66].
     """
 
@@ -65,34 +87,57 @@ class SparsityStats:
     tokens: Any
     fraction_sum: Any
     fraction_sumsq: Any
+    above_T: Any
+    flat_sum: Any
     variance_sum: Any
     fired_F: Any
+    size_F: Any
+    power_3xF: Any
     histogram: Any
 
 
-def sparsity_stats(z: jax.Array, h: jax.Array, weight_B: jax.Array | None = None) -> SparsityStats:
+def sparsity_stats(
+    z: jax.Array, h: jax.Array, weight_B: jax.Array | None = None, slope: jax.Array | None = None
+) -> SparsityStats:
     """Statistics of pre-activations `z` and activations `h`, both [B, ..., F].
 
     Axes between the first and the last are tokens. Counts are float32, exact below 2^24 per
-    batch; merge batches in float64 (`evals.sparsity.merge`).
+    batch; merge batches in float64 (`evals.sparsity.merge`). `slope` is phi'(z), where phi acts on units one by one.
     """
     batch, units = z.shape[0], z.shape[-1]
     z_BxLxF = z.reshape(batch, -1, units).astype(jnp.float32)
     h_BxLxF = h.reshape(batch, -1, units)
     nonzero_BxLxF = h_BxLxF != 0  # NaN != 0: NaN is never sparse
+    size_BxLxF = jnp.abs(h_BxLxF.astype(jnp.float32))
     weight_B = jnp.ones(batch, jnp.float32) if weight_B is None else weight_B.astype(jnp.float32)
-
-    fraction_B = jnp.mean(nonzero_BxLxF, axis=(1, 2), dtype=jnp.float32)
     broken_B = (jnp.isnan(z_BxLxF) | jnp.isnan(h_BxLxF)).any(axis=(1, 2))
-    fraction_B = jnp.where(broken_B, jnp.nan, fraction_B)
-    counted_B = jnp.where(weight_B > 0, fraction_B, 0.0)  # padding never counts, not even its NaN
+
+    def counted(share_B):  # padding never counts, not even its NaN
+        return jnp.where(weight_B > 0, jnp.where(broken_B, jnp.nan, share_B), 0.0)
+
+    def total(share_B):
+        return jnp.sum(counted(share_B) * weight_B)
+
+    def share(mask_BxLxF):
+        return jnp.mean(mask_BxLxF, axis=(1, 2), dtype=jnp.float32)
+
+    def per_unit(x_BxLxF):
+        # A padded example's NaN would survive a weight of 0.
+        kept = jnp.where(weight_B[:, None, None] > 0, x_BxLxF, 0.0)
+        return jnp.einsum("blf,b->f", kept, weight_B)
+
+    fraction_B = share(nonzero_BxLxF)
     return SparsityStats(
         examples=jnp.sum(weight_B),
         tokens=jnp.sum(weight_B) * z_BxLxF.shape[1],
-        fraction_sum=jnp.sum(counted_B * weight_B),
-        fraction_sumsq=jnp.sum(counted_B**2 * weight_B),
-        variance_sum=jnp.sum(jnp.where(weight_B > 0, jnp.mean(z_BxLxF**2, axis=(1, 2)), 0.0) * weight_B),
-        fired_F=jnp.einsum("blf,b->f", nonzero_BxLxF.astype(jnp.float32), weight_B),
+        fraction_sum=total(fraction_B),
+        fraction_sumsq=total(fraction_B**2),
+        above_T=jnp.stack([total(share(size_BxLxF > t)) for t in THRESHOLDS]),
+        flat_sum=jnp.float32(jnp.nan) if slope is None else total(share(jnp.abs(slope.reshape(z_BxLxF.shape)) < FLAT)),
+        variance_sum=total(jnp.mean(z_BxLxF**2, axis=(1, 2))),
+        fired_F=per_unit(nonzero_BxLxF.astype(jnp.float32)),
+        size_F=per_unit(size_BxLxF),
+        power_3xF=jnp.stack([per_unit(z_BxLxF**p) for p in (1, 2, 3)]),
         histogram=_histogram(z_BxLxF, weight_B),
     )
 
@@ -119,8 +164,14 @@ class Sparsify(nn.Module):
 
     @nn.compact
     def __call__(self, z: jax.Array, ctx: Context) -> jax.Array:
-        h = self.sparsifier(z)
+        phi = self.sparsifier.at(ctx.step)
+        h = phi(z)
         if ctx.record:
-            stats = sparsity_stats(z, h, ctx.weight_B)
-            self.sow(STATS, "stats", stats, reduce_fn=lambda _, new: new, init_fn=lambda: None)
+            slope = jax.jvp(phi, (z,), (jnp.ones_like(z),))[1] if self.sparsifier.elementwise else None
+            self._hand_out(STATS, sparsity_stats(z, h, ctx.weight_B, slope))
+        if ctx.hand_out:
+            self._hand_out(ACTIVATIONS, Activated(z, h))
         return h
+
+    def _hand_out(self, collection: str, value: Any) -> None:
+        self.sow(collection, "stats", value, reduce_fn=lambda _, new: new, init_fn=lambda: None)

@@ -30,6 +30,7 @@ import numpy as np
 from scipy.special import erf as scipy_erf
 from scipy.special import expit
 
+from sparsity.config import later
 from sparsity.ops import top_k
 from sparsity.theory import edge_of_chaos
 from sparsity.theory.gaussian import Activation, Moments, Piece, piecewise_linear, quadrature, threshold_pieces
@@ -52,6 +53,10 @@ class Sparsifier:
     def __call__(self, z, xp=jnp):
         """phi(z), same shape and dtype as `z` [..., F]."""
         raise NotImplementedError
+
+    def at(self, step) -> Callable:
+        """Phi at training step `step` (may be traced), z -> h; the same at all steps unless an entry says otherwise."""
+        return self
 
     def pieces(self) -> tuple[Piece, ...] | None:
         """Phi as straight pieces, from which closed-form moments follow; None if it has none."""
@@ -279,6 +284,8 @@ class TopK(Sparsifier):
       method: how the units are found, see `ops.top_k`; statistical keeps about k.
       steps: counts that correct the threshold of statistical.
       recall_target: share of the true top k that approx finds on a TPU, in (0, 1].
+      anneal: steps over which the kept units fall from all to k, in a straight line, rounded down
+        (Bricken et al. 2023, App. D); 0 for k from the start. Methods exact and statistical only.
     """
 
     k: int
@@ -286,6 +293,7 @@ class TopK(Sparsifier):
     method: top_k.Method = "exact"
     steps: int = top_k.STEPS
     recall_target: float = 0.95
+    anneal: int = later(0)
 
     elementwise: ClassVar[bool] = False
 
@@ -293,15 +301,29 @@ class TopK(Sparsifier):
         _require(self.k >= 1, f"k: must be at least 1, got {self.k}")
         _require(self.steps >= 0, f"steps: must be at least 0, got {self.steps}")
         _require(0 < self.recall_target <= 1, f"recall_target: must be in (0, 1], got {self.recall_target}")
+        _require(self.anneal >= 0, f"anneal: must be at least 0, got {self.anneal}")
+        fixed = self.method in ("approx", "group")
+        _require(not (self.anneal and fixed), f"anneal: method {self.method} needs its k when compiling")
 
     def __call__(self, z, xp=jnp):
+        return self._keep(z, self.k, xp)
+
+    def at(self, step):
+        return (lambda z: self._keep(z, self.kept(step, z.shape[-1]))) if self.anneal else self
+
+    def kept(self, step, units: int) -> jax.Array:
+        """Units kept of `units` at `step`: floor(units - (units - k) step / anneal), not below k; traced."""
+        done = jnp.minimum(jnp.asarray(step, jnp.float32) / self.anneal, 1.0) if self.anneal else 1.0
+        return jnp.maximum(jnp.floor(units - (units - self.k) * done), self.k).astype(jnp.int32)
+
+    def _keep(self, z, k, xp=jnp):
         if xp is not jnp:
             raise ValueError("top_k ranks a whole token: it has no numpy form")
         # ReLU is monotone: ranking z gives the same values and saves a pass. GELU falls below -0.75.
         relu = self.act == "relu"
         h = z if relu else SPARSIFIERS[self.act]()(z)
         settings = {"relu": relu, "steps": self.steps, "recall_target": self.recall_target}
-        return top_k.keep_top_k(h, self.k, self.method, **settings)
+        return top_k.keep_top_k(h, k, self.method, **settings)
 
     def check_width(self, d_ff):
         _require(self.k <= d_ff, f"k: {self.k} is more than the d_ff {d_ff} units there are")

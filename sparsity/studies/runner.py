@@ -161,7 +161,7 @@ def cost(config: RunConfig, devices: list | None = None) -> Cost:
       ConfigError: the config does not fit the devices (all of them by default).
     """
     state = Engine(config, devices).abstract
-    shape, classes = config.data.image_shape, config.data.classes
+    shape, classes = config.input_shape, config.data.classes
     flops = 3 * config.model.flops(shape, classes) * config.model.tokens(shape) * config.batch * config.steps
     return Cost(
         sum(math.prod(p.shape) for p in jax.tree.leaves(state.params)),

@@ -1,4 +1,4 @@
-"""Losses as sums and counts, so that accumulated microbatches weigh their examples alike."""
+"""Losses of single examples: summed, then divided once, so that microbatches weigh their examples alike."""
 
 from __future__ import annotations
 
@@ -11,31 +11,53 @@ import optax
 
 
 @flax.struct.dataclass
-class LossSums:
-    """Sums over the counted items of a batch; divide once, at the end.
+class Losses:
+    """Sums over the counted items of each example [B], or of a whole batch.
 
     Attributes:
-      loss: sum of the loss, nats.
-      correct: sum of correct predictions.
+      loss: sum of the loss.
+      correct: number of correct predictions; None where nothing can be correct.
       count: number of items.
     """
 
     loss: jax.Array
-    correct: jax.Array
+    correct: jax.Array | None
     count: jax.Array
 
 
-def classification(logits: jax.Array, batch: Mapping[str, jax.Array]) -> LossSums:
-    """Softmax cross-entropy of `logits` [B, classes] against `batch["label"]` [B].
+def classification(logits: jax.Array, batch: Mapping[str, jax.Array]) -> Losses:
+    """Softmax cross-entropy of `logits` [B, classes] against `batch["label"]` [B], in nats; an item is an example.
 
-    loss = -sum_i log softmax(logits_i)[label_i]; a prediction is correct if the label is the
+    loss_i = -log softmax(logits_i)[label_i]; a prediction is correct if the label is the
     argmax (the first one on ties; never when a logit is NaN).
     """
-    nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-    correct = (jnp.argmax(logits, -1) == batch["label"]) & ~jnp.isnan(logits).any(-1)
-    return LossSums(nats.sum(), correct.sum(dtype=jnp.float32), jnp.float32(nats.size))
+    nats, correct = _cross_entropy(logits, batch["label"])
+    return Losses(nats, correct, jnp.ones_like(nats))
 
 
-Loss = Callable[[jax.Array, Mapping[str, jax.Array]], LossSums]
+def reconstruction(images: jax.Array, batch: Mapping[str, jax.Array]) -> Losses:
+    """Squared error of `images` [B, h, w, c] against the clean `batch["image"]`; an item is an example.
 
-LOSSES: dict[str, Loss] = {"classification": classification}
+    loss_i = mean over pixels and channels of (clean_i - images_i)^2. Bricken et al. 2023, Eq. 2, print the sum; their
+    code takes the mean, and so do the coefficients of their L1 penalty.
+    """
+    squares = (batch["image"] - images) ** 2
+    loss = squares.mean(tuple(range(1, squares.ndim)))
+    return Losses(loss, None, jnp.ones_like(loss))
+
+
+def language(logits: jax.Array, batch: Mapping[str, jax.Array]) -> Losses:
+    """Softmax cross-entropy of `logits` [B, L, V] against `batch["targets"]` [B, L], in nats; an item is a token."""
+    nats, correct = _cross_entropy(logits, batch["targets"])
+    return Losses(nats.sum(-1), correct.sum(-1), jnp.full(len(nats), float(nats.shape[1])))
+
+
+def _cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    correct = (jnp.argmax(logits, -1) == labels) & ~jnp.isnan(logits).any(-1)
+    return nats, correct.astype(jnp.float32)
+
+
+Loss = Callable[[jax.Array, Mapping[str, jax.Array]], Losses]
+
+LOSSES: dict[str, Loss] = {"classification": classification, "reconstruction": reconstruction, "language": language}

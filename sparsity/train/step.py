@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,9 +15,12 @@ import optax
 from jax.sharding import Mesh
 
 from sparsity import spmd
-from sparsity.layers.sparsify import STATS, Context
+from sparsity.layers.noise import NOISE
+from sparsity.layers.sparsify import ACTIVATIONS, STATS, Activated, Context
+from sparsity.ops.noise import NoiseConfig
 from sparsity.train.guard import all_finite
-from sparsity.train.losses import Loss, LossSums
+from sparsity.train.losses import Loss
+from sparsity.train.penalties import Penalty
 from sparsity.train.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -26,8 +31,9 @@ class StepMetrics:
     """What one step reports, as device scalars.
 
     Attributes:
-      loss: mean loss over the batch before the update, nats.
-      accuracy: share of correct predictions, in [0, 1].
+      loss: mean loss over the batch before the update, without the penalty; in the loss's units.
+      accuracy: share of correct predictions, in [0, 1]; None where nothing can be correct.
+      penalty: mean penalty over the batch, beside the loss; None without one.
       grad_norm: global L2 norm of the gradient, before clipping.
       learning_rate: of this update.
       finite: loss and gradient hold no NaN or infinity. The updated parameters are not read again for this, which
@@ -35,7 +41,8 @@ class StepMetrics:
     """
 
     loss: jax.Array
-    accuracy: jax.Array
+    accuracy: jax.Array | None
+    penalty: jax.Array | None
     grad_norm: jax.Array
     learning_rate: jax.Array
     finite: jax.Array
@@ -48,50 +55,91 @@ class Record:
     Attributes:
       sparsity: the `SparsityStats` that the layers sowed, by module.
       grad_norms: L2 norm of the gradient of each kernel, by the path of its module; scanned layers are stacked [L].
+      weights: mean and deviation over units of the L2 norms of their incoming weights, and of their biases, by the
+        path of the module, before the update.
     """
 
     sparsity: Any
     grad_norms: dict[str, jax.Array]
+    weights: dict[str, dict[str, jax.Array]]
 
 
-def gradients(model: nn.Module, loss: Loss, inputs: tuple[str, ...], seed: int, record: bool, accumulate: int = 1):
-    """The function (state, batch) -> (LossSums, mean gradient, model_state, sparsity stats).
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What training minimises: the mean over items of loss + penalty, of a network that reads noisy inputs.
 
-    Dropout is a function of (seed, step, microbatch, layer). `accumulate` microbatches are
-    strided slices of the batch (example i goes to microbatch i mod accumulate, so that each is
-    spread over all devices); sums and counts are added and divided once.
+    Attributes:
+      module: the network.
+      config: its settings (`inputs` names what of a batch it reads).
+      loss: of its outputs; it sees the batch without noise.
+      seed: of dropout and noise.
+      noise: added to the first input.
+      penalty: on its activations.
     """
 
-    def loss_fn(params, model_state, batch: Batch, key):
-        ctx = Context(train=True, record=record)
-        logits, updates = model.apply(
+    module: nn.Module
+    config: Any
+    loss: Loss
+    seed: int
+    noise: NoiseConfig | None = None
+    penalty: Penalty | None = None
+
+    def __call__(self, params, model_state, batch: Batch, step: jax.Array, micro: jax.Array, record: bool):
+        """(sum over items, (Losses summed with the penalty's sum, new model state, sparsity stats)).
+
+        Dropout and noise are functions of (seed, step, microbatch, layer).
+        """
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), step), micro)
+        dropout, inner, outer = jax.random.split(key, 3)
+        first, *rest = (batch[name] for name in self.config.inputs)
+        if self.noise is not None:
+            first = self.noise(first, outer, step)
+        ctx = Context(step=step, train=True, noisy=True, record=record, hand_out=self.penalty is not None)
+        outputs, updates = self.module.apply(
             {"params": params, **model_state},
-            *(batch[name] for name in inputs),
+            *(first, *rest),
             ctx,
-            rngs={"dropout": key},
-            mutable=[STATS, *model_state],
+            rngs={"dropout": dropout, NOISE: inner},
+            mutable=[STATS, ACTIVATIONS, *model_state],
         )
-        sums = loss(logits, batch)
-        stats = updates.pop(STATS, {})
-        return sums.loss, (sums, updates, stats)
+        losses = self.loss(outputs, batch)
+        stats, activations = updates.pop(STATS, {}), updates.pop(ACTIVATIONS, {})
+        penalty = None
+        if self.penalty is not None:
+            penalty = (self.penalty(self.config, params, _activated(activations)) * losses.count).sum()
+        sums = jax.tree.map(jnp.sum, losses)
+        return sums.loss + (0 if penalty is None else penalty), ((sums, penalty), updates, stats)
 
-    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
-    def compute(state: TrainState, batch: Batch) -> tuple[LossSums, Any, Any, Any]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+def _activated(tree: Any) -> dict[str, Activated]:
+    """The handed out activations by the path of their module."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, Activated))
+    return {"/".join(p.key for p in path[:-1]): layer for path, layer in leaves}
+
+
+def gradients(objective: Objective, record: bool, accumulate: int = 1):
+    """The function (state, batch) -> ((Losses, penalty), mean gradient, model_state, sparsity stats).
+
+    `accumulate` microbatches are strided slices of the batch (example i goes to microbatch
+    i mod accumulate, so that each is spread over all devices); sums and counts are added and divided once.
+    """
+    grad_fn = jax.value_and_grad(functools.partial(objective.__call__, record=record), has_aux=True)
+
+    def compute(state: TrainState, batch: Batch):
         if accumulate == 1:
-            (_, (sums, model_state, stats)), grads = grad_fn(state.params, state.model_state, batch, key)
+            (_, (sums, model_state, stats)), grads = grad_fn(
+                state.params, state.model_state, batch, state.step, jnp.int32(0)
+            )
         else:
             micro = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
-            keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(accumulate))
 
             def body(model_state, one):
-                (_, (sums, model_state, stats)), grads = grad_fn(state.params, model_state, *one)
+                (_, (sums, model_state, stats)), grads = grad_fn(state.params, model_state, one[0], state.step, one[1])
                 return model_state, (sums, stats, grads)
 
-            model_state, added = jax.lax.scan(body, state.model_state, (micro, keys))
+            model_state, added = jax.lax.scan(body, state.model_state, (micro, jnp.arange(accumulate)))
             sums, stats, grads = jax.tree.map(lambda x: x.sum(0), added)
-        return sums, jax.tree.map(lambda g: g / sums.count, grads), model_state, stats
+        return sums, jax.tree.map(lambda g: g / sums[0].count, grads), model_state, stats
 
     return compute
 
@@ -105,7 +153,7 @@ def make_train_step(
     """
 
     def train_step(state: TrainState, batch: Batch):
-        sums, grads, model_state, stats = compute(state, batch)
+        (sums, penalty), grads, model_state, stats = compute(state, batch)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         norm = optax.tree.norm(grads)
@@ -113,12 +161,13 @@ def make_train_step(
         finite = jax.lax.cond(jnp.isfinite(norm), lambda: jnp.array(True), lambda: all_finite(grads))
         metrics = StepMetrics(
             loss=sums.loss / sums.count,
-            accuracy=sums.correct / sums.count,
+            accuracy=None if sums.correct is None else sums.correct / sums.count,
+            penalty=None if penalty is None else penalty / sums.count,
             grad_norm=norm,
             learning_rate=jnp.asarray(schedule(state.step), jnp.float32),
             finite=jnp.isfinite(sums.loss) & finite,
         )
-        record = Record(stats, kernel_norms(grads)) if stats else None
+        record = Record(stats, kernel_norms(grads), weight_summary(state.params)) if stats else None
         return TrainState(state.step + 1, params, opt_state, model_state), metrics, record
 
     everywhere = spmd.replicated(mesh)
@@ -128,6 +177,27 @@ def make_train_step(
         out_shardings=(placed, everywhere, everywhere),
         donate_argnums=0,
     )
+
+
+def weight_summary(params: Any) -> dict[str, dict[str, jax.Array]]:
+    """`norm_mean`, `norm_std` of units' incoming weights and `bias_mean`, `bias_std`, by module; scanned ones [L].
+
+    A unit is an entry of the last axis of a `kernel`, its norm L2 over all other axes.
+    """
+    found: dict[str, dict[str, jax.Array]] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        *names, last = [p.key for p in path]
+        if last in ("kernel", "bias", "shared_bias"):
+            stacked = int("layers" in names)
+            kind, value = (
+                ("norm", jnp.sqrt((leaf**2).sum(tuple(range(stacked, leaf.ndim - 1)))))
+                if last == "kernel"
+                else ("bias", leaf)
+            )
+            over = tuple(range(stacked, value.ndim))
+            one = {f"{kind}_mean": value.mean(over), f"{kind}_std": value.std(over)}
+            found["/".join(names)] = found.get("/".join(names), {}) | one
+    return found
 
 
 def kernel_norms(grads: Any) -> dict[str, jax.Array]:

@@ -90,11 +90,17 @@ def test_all_shifts_are_equally_likely():
     np.testing.assert_allclose(counts, n / 9, atol=5 * np.sqrt(n * (1 / 9) * (8 / 9)))
 
 
-def test_a_shift_of_zero_leaves_the_example_and_the_generator_alone():
-    rng = np.random.default_rng(0)
+def test_a_shift_of_zero_changes_nothing_and_lets_batches_be_cut_whole():
     example = {"image": IMAGE, "label": 3}
-    assert Digits(0).augment(example, rng) is example
-    assert rng.random() == np.random.default_rng(0).random()
+    np.testing.assert_array_equal(Digits(0).augment(example, np.random.default_rng(0))["image"], IMAGE)
+    assert (Digits(0).augments, Digits(1).augments) == (False, True)
+
+
+def test_unit_pixels_stay_as_they_are():
+    source = Digits(0, pixels="unit")
+    images = source.load("train").images
+    np.testing.assert_array_equal(source.normalise(images), images)
+    assert source.std == pytest.approx(images.std(dtype=np.float64))
 
 
 def test_augmentation_leaves_its_input_as_it_is():

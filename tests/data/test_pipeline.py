@@ -134,7 +134,7 @@ def test_an_empty_train_split_is_refused():
 
 def test_evaluation_takes_every_example_once_in_order_and_pads_the_last_batch():
     images, labels = np.arange(14, dtype=np.float32).reshape(7, 2, 1, 1) + 1, np.arange(7, dtype=np.int32) + 1
-    batches = list(eval_batches(images, labels, 3))
+    batches = list(eval_batches({"image": images, "label": labels}, 3))
     assert len(batches) == 3
     for batch in batches:
         assert {key: (x.shape, x.dtype) for key, x in batch.items()} == {
@@ -150,7 +150,7 @@ def test_evaluation_takes_every_example_once_in_order_and_pads_the_last_batch():
 
 @pytest.mark.parametrize(("n", "batch", "count"), [(6, 3, 2), (3, 3, 1), (2, 5, 1)])
 def test_evaluation_makes_no_batch_of_padding_alone(n, batch, count):
-    batches = list(eval_batches(np.ones((n, 1, 1, 1), np.float32), np.ones(n, np.int32), batch))
+    batches = list(eval_batches({"image": np.ones((n, 1, 1, 1), np.float32), "label": np.ones(n, np.int32)}, batch))
     assert len(batches) == count
     assert sum(b["weight"].sum() for b in batches) == n
 
@@ -167,7 +167,7 @@ def test_without_labels_neither_examples_nor_evaluation_batches_have_one():
     split = Split(images, None)
     assert (len(split), split[3].keys()) == (7, {"image"})
     assert repr(split) == "Split((7, 2, 1, 1), None)"
-    got, expected = (list(eval_batches(images, labels, 3)) for labels in (None, np.arange(7)))
+    got, expected = (list(eval_batches(split.arrays(), 3)) for split in (split, Split(images, np.arange(7))))
     assert [b.keys() for b in got] == [{"image", "weight"}] * 3
     for a, b in zip(got, expected, strict=True):
         for key in a:

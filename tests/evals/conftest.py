@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsity.data.pipeline import Split
+from sparsity.data.pipeline import ImageSource, Split
 from sparsity.evals.result import EvalConfig, Predictions, Subject
 from sparsity.evals.sparsity import merge
 from sparsity.layers.mlp import MLPConfig
@@ -18,7 +18,7 @@ from sparsity.ops.sparsifiers import Relu
 
 
 @dataclasses.dataclass(frozen=True)
-class FakeSource:
+class FakeSource(ImageSource):
     """Images of 4x4 pixels; the model's input is the image less one half."""
 
     classes: ClassVar[int] = 3
@@ -26,6 +26,10 @@ class FakeSource:
 
     def normalise(self, images):
         return images - np.float32(0.5)
+
+    @property
+    def std(self):
+        return 1.0
 
 
 @jax.jit
@@ -50,11 +54,12 @@ def make_subject():
         labels = np.zeros(len(logits), np.int32) if labels is None else np.asarray(labels, np.int32)
         images = np.full((len(labels), *FakeSource.image_shape), 0.5, np.float32) if images is None else images
         return Subject(
-            predict=predict or (lambda inputs, labels: Predictions(logits, labels, stats or {})),
+            predict=predict or (lambda arrays, noisy: Predictions(logits, arrays, None, stats or {})),
             source=FakeSource(),
-            split=Split(images, labels),
+            load=lambda split: Split(images, labels),
             model=ViTConfig(MLPConfig(4, Relu()), d_model=2, layers=2, heads=1, patch=2, pool="gap"),
-            parameters=123,
+            params={"w": np.zeros(123)},
+            noise=None,
             config=EvalConfig(**{"names": (), "corruptions": "imagenet_c"} | config),
             seed=seed,
         )

@@ -11,6 +11,7 @@ from sparsity.layers.sparsify import Context
 from sparsity.models.vit import ViTConfig
 from sparsity.ops.sparsifiers import Relu
 from sparsity.spmd import MeshConfig, make_mesh
+from sparsity.train.losses import Losses, classification
 
 N, CLASSES = 10, 3
 RNG = np.random.default_rng(0)
@@ -18,6 +19,11 @@ IMAGES = RNG.normal(size=(N, 4, 4, 1)).astype(np.float32)
 LABELS = RNG.integers(0, CLASSES, N).astype(np.int32)
 CONFIG = ViTConfig(MLPConfig(8, Relu()), d_model=4, layers=2, heads=2, patch=2, pool="gap")
 MODEL = CONFIG.build(CLASSES)
+ARRAYS = {"image": IMAGES, "label": LABELS}
+
+
+def predictor(mesh, batch, module=MODEL, **settings):
+    return make_predict(module, ("image",), classification, mesh, batch, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +40,7 @@ def variables():
 
 @pytest.fixture(scope="module")
 def whole(mesh, variables):
-    return make_predict(MODEL, mesh, N)(variables, IMAGES, LABELS)
+    return predictor(mesh, N)(variables, ARRAYS)
 
 
 def test_the_logits_are_those_of_the_model_in_the_order_of_the_examples(whole, variables):
@@ -46,7 +52,7 @@ def test_the_logits_are_those_of_the_model_in_the_order_of_the_examples(whole, v
 
 @pytest.mark.parametrize("batch", [4, 5, 16])
 def test_neither_the_batch_nor_its_padding_changes_anything(batch, mesh, variables, whole):
-    got = make_predict(MODEL, mesh, batch)(variables, IMAGES, LABELS)
+    got = predictor(mesh, batch)(variables, ARRAYS)
     # Another batch size is another program: float32 rounding.
     np.testing.assert_allclose(got.logits, whole.logits, rtol=1e-5, atol=1e-5)
     assert list(got.stats) == list(whole.stats) == list(CONFIG.mlps())
@@ -61,7 +67,7 @@ def test_neither_the_batch_nor_its_padding_changes_anything(batch, mesh, variabl
 def test_a_nan_image_is_nan_in_its_own_logits_and_in_every_layers_fraction(mesh, variables, whole):
     images = IMAGES.copy()
     images[7, 0, 0, 0] = np.nan
-    got = make_predict(MODEL, mesh, 4)(variables, images, LABELS)
+    got = predictor(mesh, 4)(variables, {"image": images, "label": LABELS})
     np.testing.assert_array_equal(np.isnan(got.logits).any(-1), np.arange(N) == 7)
     assert all(np.isnan(stats.fraction_sum) for stats in got.stats.values())
     assert not any(np.isnan(stats.fraction_sum) for stats in whole.stats.values())
@@ -75,13 +81,14 @@ def test_one_program_serves_every_number_of_examples(mesh, variables):
             traces.append(images.shape)
             return super().__call__(images, ctx)
 
-    predict = make_predict(Counted(CONFIG, CLASSES), mesh, 4)
+    predict = predictor(mesh, 4, module=Counted(CONFIG, CLASSES))
     for n in (10, 4, 3):
-        assert len(predict(variables, IMAGES[:n], LABELS[:n]).logits) == n
+        assert len(predict(variables, {k: x[:n] for k, x in ARRAYS.items()}).logits) == n
     assert traces == [(4, 4, 4, 1)]
 
 
 def test_predictions_without_labels_have_none(mesh, variables, whole):
-    got = make_predict(MODEL, mesh, N)(variables, IMAGES, None)
+    unscored = lambda outputs, part: Losses(outputs[:, 0], None, outputs[:, 0])
+    got = make_predict(MODEL, ("image",), unscored, mesh, N)(variables, {"image": IMAGES})
     assert got.labels is None
     np.testing.assert_array_equal(got.logits, whole.logits)

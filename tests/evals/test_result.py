@@ -75,20 +75,21 @@ def test_a_nan_among_the_values_makes_both_nan():
 
 def test_a_prediction_is_correct_where_the_label_is_the_first_argmax_and_no_logit_is_nan():
     logits = np.array([[1, 2, 0], [3, 2, 0], [1, 1, 0], [1, 1, 0], [np.nan, 1, 0], [np.nan, 1, 0]], np.float32)
-    predictions = Predictions(logits, np.array([1, 1, 0, 1, 0, 1]), {})
+    predictions = Predictions(logits, {"label": np.array([1, 1, 0, 1, 0, 1])}, None, {})
     np.testing.assert_array_equal(predictions.correct, [True, False, True, False, False, False])
 
 
 def test_a_subject_is_asked_once_for_its_clean_predictions_with_normalised_images(make_subject):
     asked = []
 
-    def predict(inputs, labels):
-        asked.append((inputs, labels))
-        return Predictions(np.zeros((len(labels), 3), np.float32), labels, {})
+    def predict(arrays, noisy):
+        asked.append((arrays["image"], arrays["label"], noisy))
+        return Predictions(np.zeros((len(arrays["label"]), 3), np.float32), arrays, None, {})
 
     subject = make_subject(labels=[0, 2], predict=predict, logits=np.zeros((2, 3)))
     assert subject.clean is subject.clean
-    ((inputs, labels),) = asked
+    ((inputs, labels, noisy),) = asked
+    assert not noisy
     np.testing.assert_array_equal(inputs, np.zeros((2, 4, 4, 1)))
     np.testing.assert_array_equal(labels, [0, 2])
 

@@ -16,8 +16,8 @@ def guess(inputs):
     return (inputs[:, 0].mean((1, 2)) > 0).astype(int)
 
 
-def predict(inputs, labels):
-    return Predictions(np.eye(3, dtype=np.float32)[guess(inputs)], labels, {})
+def predict(arrays):
+    return Predictions(np.eye(3, dtype=np.float32)[guess(arrays["image"])], arrays, None, {})
 
 
 @pytest.fixture
@@ -76,6 +76,6 @@ def test_the_noise_is_that_of_the_seed(evaluated):
 
 
 def test_a_model_that_returns_nan_is_wrong_everywhere(make_subject):
-    broken = lambda inputs, labels: Predictions(np.full((len(labels), 3), np.nan, np.float32), labels, {})
+    broken = lambda arrays: Predictions(np.full((len(arrays["label"]), 3), np.nan, np.float32), arrays, None, {})
     result = robustness(make_subject(np.zeros((40, 3)), LABELS, images=IMAGES, predict=broken))
     assert {m.value for m in result.measures} == {0.0}

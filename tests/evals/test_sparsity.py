@@ -25,7 +25,8 @@ def batches(z, size):
 
 
 def sums(examples, total, squares):
-    return SparsityStats(examples, 0.0, total, squares, 0.0, np.zeros(1), np.zeros(66))
+    one, zero = np.zeros(1), np.zeros(66)
+    return SparsityStats(examples, 0.0, total, squares, np.zeros(2), 0.0, 0.0, one, one, np.zeros((3, 1)), zero)
 
 
 @pytest.mark.parametrize("size", [30, 7, 1])

@@ -18,7 +18,7 @@ from sparsity.spmd import MeshConfig, make_mesh
 from sparsity.theory.edge_of_chaos import BifurcationWarning
 from sparsity.train.losses import LOSSES
 from sparsity.train.state import init_state
-from sparsity.train.step import gradients, make_train_step
+from sparsity.train.step import Objective, gradients, make_train_step
 
 SHAPE, CLASSES = (3, 4, 2), 5
 IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(6, *SHAPE)), jnp.float32)
@@ -125,9 +125,9 @@ def test_every_layer_is_recorded_under_its_name_in_order():
 def test_gradients_are_finite_and_reach_every_layer(depth):
     config = deep(width=64, depth=depth)
     model, variables = config.build(CLASSES), fresh(deep(width=64, depth=depth))
-    loss = lambda p: (
-        LOSSES[config.task](model.apply({"params": p}, IMAGES, Context()), {"label": jnp.arange(6) % 5}).loss
-    )
+    loss = lambda p: LOSSES[config.task](
+        model.apply({"params": p}, IMAGES, Context()), {"label": jnp.arange(6) % 5}
+    ).loss.sum()
     grads = jax.jit(jax.grad(loss))(variables["params"])
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
     norms = np.linalg.norm(grads["layers"]["dense"]["kernel"], axis=(1, 2))
@@ -138,7 +138,7 @@ def trained(config, mesh, steps=2, accumulate=1):
     tx, images = optax.sgd(1e-2), np.tile(np.asarray(IMAGES[:4]), (2, 1, 1, 1))
     model = config.build(CLASSES)
     state, placed = init_state(model, tx, mesh, 0, (images[:1],))
-    compute = gradients(model, LOSSES[config.task], config.inputs, 0, True, accumulate)
+    compute = gradients(Objective(model, config, LOSSES[config.task], seed=0), True, accumulate)
     step = make_train_step(compute, tx, lambda t: 1e-2, mesh, placed)
     with jax.set_mesh(mesh):
         for _ in range(steps):

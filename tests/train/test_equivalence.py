@@ -13,7 +13,7 @@ from sparsity.layers.sparsify import Context
 from sparsity.ops import top_k
 from sparsity.run import Engine, run_config
 from sparsity.train.losses import LOSSES
-from sparsity.train.step import gradients
+from sparsity.train.step import Objective, gradients
 
 MESHES = {"single": (1, 1), "sharded": (4, 2)}
 
@@ -52,7 +52,7 @@ def reference():
 def _compute(engine, state, batch):
     """Loss, gradients and every block's kept set, from one state on one mesh."""
     config = engine.config
-    fn = gradients(engine.model, LOSSES[config.model.task], config.model.inputs, config.seed, record=False)
+    fn = gradients(Objective(engine.model, config.model, LOSSES[config.model.task], config.seed), record=False)
     _, placed = engine.new_state()
 
     def hidden(params, image):
@@ -64,7 +64,7 @@ def _compute(engine, state, batch):
 
     with jax.set_mesh(engine.mesh):
         state, batch = jax.device_put(state, placed), spmd.place_batch(engine.mesh, batch)
-        sums, grads, _, _ = jax.jit(fn)(state, batch)
+        (sums, _), grads, _, _ = jax.jit(fn)(state, batch)
         kept = jax.jit(hidden)(state.params, batch["image"])
     return float(sums.loss / sums.count), jax.device_get(grads), jax.device_get(kept)
 

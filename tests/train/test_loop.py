@@ -34,8 +34,8 @@ class Recorder:
             if s == self.signal_at:
                 os.kill(os.getpid(), signal.SIGTERM)
             one = np.float32(1)
-            metrics = StepMetrics(one, one, one, one, np.bool_(s != self.bad_step))
-            return state.replace(step=state.step + 1), metrics, (Record({}, {}) if record else None)
+            metrics = StepMetrics(one, one, None, one, one, np.bool_(s != self.bad_step))
+            return state.replace(step=state.step + 1), metrics, (Record({}, {}, {}) if record else None)
 
         return run
 

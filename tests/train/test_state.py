@@ -1,3 +1,5 @@
+import types
+
 import flax.linen as nn
 import jax
 import numpy as np
@@ -7,7 +9,7 @@ from sparsity import spmd
 from sparsity.layers.dense import dense, named
 from sparsity.train.losses import classification
 from sparsity.train.state import init_state
-from sparsity.train.step import gradients, make_train_step
+from sparsity.train.step import Objective, gradients, make_train_step
 
 
 class Normalised(nn.Module):
@@ -29,7 +31,8 @@ def test_running_statistics_are_part_of_the_state_and_move_with_each_step():
     model, tx = Normalised(), optax.sgd(0.1)
     state, placed = init_state(model, tx, mesh, 0, (np.zeros((1, 4), np.float32),))
     assert set(state.model_state) == {"batch_stats"}
-    compute = gradients(model, classification, ("image",), 0, record=False)
+    reads_images = types.SimpleNamespace(inputs=("image",))
+    compute = gradients(Objective(model, reads_images, classification, seed=0), record=False)
     step = make_train_step(compute, tx, lambda _: 0.1, mesh, placed)
     rng = np.random.default_rng(0)
     x = rng.normal(2.0, 3.0, (16, 4)).astype(np.float32)

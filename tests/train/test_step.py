@@ -6,9 +6,9 @@ import pytest
 
 from sparsity import spmd
 from sparsity.run import Engine, run_config
-from sparsity.train.losses import LOSSES, LossSums
+from sparsity.train.losses import LOSSES, Losses
 from sparsity.train.state import TrainState
-from sparsity.train.step import gradients, kernel_norms, make_train_step
+from sparsity.train.step import Objective, gradients, kernel_norms, make_train_step
 
 
 def _batch(n=32, seed=0):
@@ -17,6 +17,11 @@ def _batch(n=32, seed=0):
         "image": rng.normal(size=(n, 8, 8, 1)).astype(np.float32),
         "label": rng.integers(0, 10, n).astype(np.int32),
     }
+
+
+def _objective(engine):
+    cfg = engine.config
+    return Objective(engine.model, cfg.model, LOSSES[cfg.model.task], cfg.seed)
 
 
 def _trained_a_little(engine):
@@ -32,14 +37,13 @@ def _trained_a_little(engine):
 def test_accumulated_microbatches_give_the_full_batch_gradient_and_statistics(tiny_config):
     engine = Engine(run_config(tiny_config))
     state = _trained_a_little(engine)
-    cfg, batch = engine.config, spmd.place_batch(engine.mesh, _batch(seed=9))
+    batch = spmd.place_batch(engine.mesh, _batch(seed=9))
     out = []
     with jax.set_mesh(engine.mesh):
         for accumulate in (1, 4):
-            loss = LOSSES[cfg.model.task]
-            fn = gradients(engine.model, loss, cfg.model.inputs, cfg.seed, record=True, accumulate=accumulate)
+            fn = gradients(_objective(engine), record=True, accumulate=accumulate)
             out.append(jax.jit(fn)(state, batch))
-    (sums, grads, _, stats), (sums_4, grads_4, _, stats_4) = out
+    ((sums, _), grads, _, stats), ((sums_4, _), grads_4, _, stats_4) = out
     np.testing.assert_allclose(sums.loss, sums_4.loss, rtol=1e-6)
     assert sums.count == sums_4.count == 32
     total = np.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(grads)))
@@ -56,11 +60,11 @@ def test_dropout_is_a_function_of_seed_and_step(tiny_config):
         tiny_config.seed = seed
         engine = Engine(run_config(tiny_config))
         state = _trained_a_little(engine)
-        cfg, batch = engine.config, spmd.place_batch(engine.mesh, _batch())
-        fn = jax.jit(gradients(engine.model, LOSSES[cfg.model.task], cfg.model.inputs, seed, record=False))
+        batch = spmd.place_batch(engine.mesh, _batch())
+        fn = jax.jit(gradients(_objective(engine), record=False))
         with jax.set_mesh(engine.mesh):
             for step in (5, 5, 6):
-                sums = fn(state.replace(step=jnp.int32(step)), batch)[0]
+                sums, _ = fn(state.replace(step=jnp.int32(step)), batch)[0]
                 losses.setdefault((seed, step), []).append(float(sums.loss))
     assert losses[0, 5][0] == losses[0, 5][1]
     assert len({v[0] for v in losses.values()}) == 4  # other seed or other step: other loss
@@ -106,7 +110,7 @@ def test_a_nan_anywhere_is_reported_as_not_finite(tiny_config):
 def test_only_gradients_that_are_not_finite_are_called_so(gradient, finite):
     """The square of 1e25 is no float32 any more: the norm is infinite, the gradient is not."""
     compute = lambda state, batch: (
-        LossSums(jnp.float32(1), jnp.float32(1), jnp.float32(1)),
+        (Losses(jnp.float32(1), jnp.float32(1), jnp.float32(1)), None),
         {"w": jnp.full(3, gradient)},
         {},
         {},

@@ -1,0 +1,123 @@
+"""What of the sparsity is dead units, and by which definition (Bricken et al. 2023, App. D and I; Sparsing Law)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sparsity.evals.neurons import share
+from sparsity.evals.result import Measure, Result, Subject
+from sparsity.evals.sparsity import nonzero_fraction
+from sparsity.layers.sparsify import FLAT, THRESHOLDS, SparsityStats
+
+
+def units(subject: Subject) -> Result:
+    """Of the units over one epoch of the training split under training's noise, where Bricken et al. count the dead.
+
+    Three definitions of a dead unit, the density with and without them, the entropy of activity, the spread of the
+    number of active units over examples, and the moments of pre-activations.
+    """
+    stats, config = subject.trained.stats, subject.config
+    tokens = int(next(iter(stats.values())).tokens) if stats else 0
+    where = f"the {tokens} tokens of one epoch of the training split, noise on"
+    definitions = {
+        "never": ("are nonzero on none of", lambda s: s.fired_F == 0),
+        "silent": (f"have a sum of |h| below {config.dead_size:g} over", lambda s: s.size_F < config.dead_size),
+        "rare": (
+            f"are nonzero on less than {config.dead_rate:g} of",
+            lambda s: s.fired_F < config.dead_rate * s.tokens,
+        ),
+    }
+    measures = []
+    for name, (what, rule) in definitions.items():
+        text = f"share of hidden units that {what} {where}; n is units, the error is binomial over them"
+        dead = {layer: np.where(np.isnan(s.fraction_sum), np.nan, rule(s)) for layer, s in stats.items()}
+        measures += [share(f"units.{name}.{layer}", one, text) for layer, one in dead.items()]
+    for layer, one in stats.items():
+        measures += _density(layer, one, where) + _moments(layer, one, where)
+    return Result(tuple(measures))
+
+
+def _density(layer: str, stats: SparsityStats, where: str) -> list[Measure]:
+    mean, error, n = nonzero_fraction(stats)
+    alive = float(np.mean(stats.fired_F > 0))
+    without = (mean / alive, None if error is None else error / alive) if alive else (0.0, None)
+    variance = max(float(stats.fraction_sumsq) / n - mean**2, 0.0)
+    shares = stats.above_T / stats.examples
+    return [
+        Measure(f"units.density.{layer}", mean, error, n, f"share of nonzero h on {where}"),
+        Measure(f"units.live.{layer}", *without, n, f"share of nonzero h on {where}, among units that ever are"),
+        *(
+            Measure(f"units.above_{t:g}.{layer}", float(s), None, n, f"share of h with |h| > {t:g} on {where}")
+            for t, s in zip(THRESHOLDS, shares, strict=True)
+        ),
+        Measure(
+            f"units.spread.{layer}",
+            variance**0.5 / mean if mean else float("nan"),
+            None,
+            n,
+            f"standard deviation over examples of the share of nonzero h, over its mean, on {where}",
+            "",
+        ),
+        Measure(
+            f"units.entropy.{layer}",
+            _entropy(stats.size_F),
+            None,
+            len(stats.size_F),
+            f"entropy of the units' shares of the sum of |h| on {where}, over that of equal shares",
+            "",
+        ),
+    ]
+
+
+def _moments(layer: str, stats: SparsityStats, where: str) -> list[Measure]:
+    """Mean, deviation and skewness of each unit's pre-activation, as means over units."""
+    mean, square, cube = stats.power_3xF / stats.tokens
+    variance = np.maximum(square - mean**2, 0)
+    third = cube - 3 * mean * square + 2 * mean**3
+    with np.errstate(invalid="ignore", divide="ignore"):
+        skewness = np.where(variance > 0, third / variance**1.5, np.nan)
+    n = len(mean)
+    error = lambda values: float(np.nanstd(values, ddof=1) / np.isfinite(values).sum() ** 0.5) if n > 1 else None
+    text = "of its pre-activation on"
+    return [
+        Measure(
+            f"units.z_mean.{layer}",
+            float(mean.mean()),
+            error(mean),
+            n,
+            f"mean over units of the mean {text} {where}",
+            "",
+        ),
+        Measure(
+            f"units.z_std.{layer}",
+            float(np.sqrt(variance).mean()),
+            error(np.sqrt(variance)),
+            n,
+            f"mean over units of the standard deviation {text} {where}",
+            "",
+        ),
+        Measure(
+            f"units.z_skewness.{layer}",
+            float(np.nanmean(skewness)),
+            error(skewness),
+            n,
+            f"mean over units of the skewness {text} {where}",
+            "",
+        ),
+        Measure(
+            f"units.flat.{layer}",
+            float(stats.flat_sum / stats.examples),
+            None,
+            int(stats.examples),
+            f"share of units with |phi'(z)| < {FLAT:g} on {where}",
+        ),
+    ]
+
+
+def _entropy(size_F: np.ndarray) -> float:
+    """-sum p log p / log F of p = size / sum(size), in [0, 1]; 0 if nothing is active."""
+    total = size_F.sum()
+    if total == 0 or len(size_F) == 1:
+        return 0.0
+    p = size_F / total
+    return float(-(p * np.log(np.where(p > 0, p, 1))).sum() / np.log(len(size_F)))
