@@ -156,7 +156,7 @@ class Patches:
     def cut(self, which: slice | np.ndarray) -> np.ndarray:
         """The patches of the chosen indices, [n, patch, patch, channels]; a copy."""
         windows = sliding_window_view(self.photographs, (self.patch, self.patch), (1, 2))
-        return np.ascontiguousarray(np.moveaxis(windows[tuple(self.positions[which].T)], 1, -1))
+        return np.ascontiguousarray(np.moveaxis(windows[tuple(self.positions[which].T)], -3, -1))
 
     def __len__(self) -> int:
         return len(self.positions)

@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 
 from sparsity.data.digits import Digits
-from sparsity.data.pipeline import Split, eval_batches, train_batches
+from sparsity.data.pipeline import ImageSource, Split, eval_batches, train_batches
 
 
 @dataclasses.dataclass(frozen=True)
-class Numbered:
+class Numbered(ImageSource):
     """n examples whose label is their index and whose image is index + noise / 2, noise in [0, 1)."""
 
     n: int = 13
     noisy: bool = True
 
+    augments: ClassVar[bool] = True
     classes: ClassVar[int] = 100
     image_shape: ClassVar[tuple[int, int, int]] = (1, 1, 1)
 

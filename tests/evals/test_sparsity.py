@@ -105,7 +105,8 @@ def test_layers_stacked_by_a_scan_are_numbered_in_its_order():
     assert list(found) == ["first", *(f"layers_{i}" for i in range(11))]
     for i in range(11):
         assert nonzero_fraction(found[f"layers_{i}"])[0] == pytest.approx(fractions(z[i]).mean(), rel=1e-6)
-    jax.tree.map(np.testing.assert_array_equal, found["layers_3"], found["first"])
+    # Vectorised, a sum may run in another order: one rounding.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=5e-7), found["layers_3"], found["first"])
     assert list(merge([found, found])) == list(found)
 
 
