@@ -236,3 +236,69 @@ def _deep(name: str, model: dict, data: dict, training: dict) -> ConfigDict:
             "evals": {"names": ("accuracy", "sparsity"), "split": "test", "batch": 128},
         }
     )
+
+
+# Deviations of noise in Bricken et al. 2023, in the units of their data, and the deviation of these data:
+# pixels in [0, 1], or latents. Embedded data get the same sigma / std(data).
+BRICKEN_SIGMAS = (0.0, 0.05, 0.1, 0.3, 0.8, 1.5, 3.0, 10.0)
+BRICKEN_STD = {"pixels": 0.25, "latents": 0.17}
+EMBEDDED_STD = {"photos": 0.3185, "digits": 0.3762}  # of the training pixels: `tests/test_recipes.py` computes them
+
+
+def autoencoder_photos(units: int = 400, steps: int = 6000) -> ConfigDict:
+    """The denoising autoencoder of Bricken et al. 2023 on grey 12x12 patches of two photographs, without noise."""
+    return _autoencoder(f"ae{units}_photos", units, {"name": "photos", "patch": 12, "contrast": "none"}, steps)
+
+
+def autoencoder_digits(units: int = 200, steps: int = 6000) -> ConfigDict:
+    """The same on handwritten digits of 8x8 pixels in [0, 1]."""
+    return _autoencoder(f"ae{units}_digits", units, {"name": "digits", "shift": 0, "pixels": "unit"}, steps)
+
+
+def autoencoder_cifar10(units: int = 10_000, epochs: int = 3000) -> ConfigDict:
+    """The denoising autoencoder of Bricken et al. 2023 on CIFAR10's pixels: batch 1024, Adam at 1e-4."""
+    steps = 49 * epochs  # of their 50,000 images; the last batch of an epoch is a partial one there
+    config = _autoencoder(f"ae{units}_cifar10", units, {"name": "cifar10", "held_out": 0.02, "pixels": "unit"}, steps)
+    config.batch, config.optimizer.learning_rate, config.mesh.data = 1024, 1e-4, -1
+    config.every = ConfigDict({"record": 490, "eval": 490, "checkpoint": 4900, "speed": 490})
+    return config
+
+
+def with_noise(config: ConfigDict, sigma: float, seed: int = 0, kind: str = "gaussian") -> ConfigDict:
+    """`config` with noise on its input: `sigma` is the paper's, scaled to embedded data by the ratio of deviations."""
+    config = config.copy_and_resolve_references()
+    scaled = float(f"{sigma * noise_scale(config):.4g}")
+    config.noise = ConfigDict({"name": kind, "sigma": scaled})
+    config.name, config.seed = f"{config.name}_{kind}{sigma:g}_seed{seed}", seed
+    return config
+
+
+def noise_scale(config: ConfigDict) -> float:
+    """What a sigma of the paper is multiplied by: std(data) over that of the paper's data; 1 for its own data."""
+    std = EMBEDDED_STD.get(config.data.name)
+    return 1.0 if std is None else std / BRICKEN_STD["pixels"]
+
+
+def _autoencoder(name: str, units: int, data: dict, steps: int) -> ConfigDict:
+    """Adam at a constant rate, gradients clipped at norm 1; loss the mean over pixels; the authors' initialisation."""
+    mlp = {"d_ff": units, "sparsifier": {"name": "relu"}, "init": "torch"}
+    return ConfigDict(
+        {
+            "name": name,
+            "seed": 0,
+            "steps": steps,
+            "batch": 256,
+            "keep": 1,
+            "model": {"name": "autoencoder", "mlp": mlp},
+            "data": data,
+            "optimizer": {
+                "learning_rate": 1e-3,
+                "rule": {"name": "adamw", "weight_decay": 0.0},
+                "schedule": {"name": "constant", "warmup": 0},
+                "grad_clip": 1.0,
+            },
+            "mesh": {"data": 1, "model": 1},
+            "every": {"record": max(steps // 40, 1), "eval": max(steps // 8, 1), "checkpoint": steps, "speed": 100},
+            "evals": {"names": ("reconstruction", "sparsity", "neurons", "units"), "split": "test", "batch": 512},
+        }
+    )

@@ -3,6 +3,14 @@
 from sparsity.data.digits import Digits
 from sparsity.data.mock import Mock
 from sparsity.data.photos import Photos
-from sparsity.data.tfds_sources import CIFAR10, MNIST
+from sparsity.data.tfds_sources import CIFAR10, CIFAR100, MNIST, SVHN
 
-SOURCES = {"digits": Digits, "photos": Photos, "mnist": MNIST, "cifar10": CIFAR10, "mock": Mock}
+SOURCES = {
+    "digits": Digits,
+    "photos": Photos,
+    "mnist": MNIST,
+    "cifar10": CIFAR10,
+    "cifar100": CIFAR100,
+    "svhn_cropped": SVHN,
+    "mock": Mock,
+}

@@ -101,6 +101,36 @@ class CIFAR10(TFDSSource):
     std: ClassVar[tuple[float, ...]] = (0.2470, 0.2435, 0.2616)
 
 
+@dataclasses.dataclass(frozen=True)
+class CIFAR100(TFDSSource):
+    """Photographs of a hundred kinds of things, 32x32 RGB (Krizhevsky 2009): 50,000 and 10,000 to test.
+
+    Mean and deviation are those of the 50,000 images, channel by channel (129.3, 124.1, 112.4 and 68.2, 65.4, 70.4
+    of 255, as in fb.resnet.torch).
+    """
+
+    dataset: ClassVar[str] = "cifar100:3.*.*"
+    classes: ClassVar[int] = 100
+    image_shape: ClassVar[tuple[int, int, int]] = (32, 32, 3)
+    mean: ClassVar[tuple[float, ...]] = (0.5071, 0.4866, 0.4409)
+    std: ClassVar[tuple[float, ...]] = (0.2673, 0.2564, 0.2762)
+
+
+@dataclasses.dataclass(frozen=True)
+class SVHN(TFDSSource):
+    """House numbers, cropped to one digit, 32x32 RGB (Netzer et al. 2011): 73,257 and 26,032 to test.
+
+    Mean and deviation are those of the 73,257 images, channel by channel, as commonly used with it; nobody has
+    recomputed them here.
+    """
+
+    dataset: ClassVar[str] = "svhn_cropped:3.*.*"
+    classes: ClassVar[int] = 10
+    image_shape: ClassVar[tuple[int, int, int]] = (32, 32, 3)
+    mean: ClassVar[tuple[float, ...]] = (0.4377, 0.4438, 0.4728)
+    std: ClassVar[tuple[float, ...]] = (0.1980, 0.2010, 0.1970)
+
+
 @functools.cache
 def _read(dataset: str, split: str) -> tuple[np.ndarray, np.ndarray]:
     """All images in [0, 1], float32, and labels of a split that TFDS has. Raises ConfigError if it is not there."""

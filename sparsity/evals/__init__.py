@@ -5,6 +5,8 @@ from sparsity.evals.calibration import calibration
 from sparsity.evals.cost import cost
 from sparsity.evals.language import language
 from sparsity.evals.neurons import neurons
+from sparsity.evals.noise_effects import noise_covariance, noise_terms
+from sparsity.evals.receptive_fields import receptive_fields
 from sparsity.evals.reconstruction import reconstruction
 from sparsity.evals.result import Evaluator
 from sparsity.evals.robustness import robustness
@@ -21,4 +23,7 @@ EVALS: dict[str, Evaluator] = {
     "neurons": neurons,
     "units": units,
     "cost": cost,
+    "receptive_fields": receptive_fields,
+    "noise_covariance": noise_covariance,
+    "noise_terms": noise_terms,
 }

@@ -10,14 +10,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from sparsity.evals.result import Measure, Result
+from sparsity.config import ConfigError
+from sparsity.evals.result import Measure, Result, Subject
 
 _WIDTH = 0.75  # least standard deviation of a Gaussian, pixels: narrower, every single pixel would be a field
 _CYCLES = 0.25  # least frequency x width of a Gabor: with less it is a blob, which is the other function's
 _STARTS = 3  # of each field, at different scales
 _STEPS = 40
+_SHOWN = 625  # fields of a picture, as in the paper's
 _PIXELS = 1_000_000  # pixels fitted at a time: bounds the memory
 
 ORIENTATION_EDGES = np.linspace(0, 180, 13)  # degrees
@@ -407,3 +411,38 @@ def _centre_surrounds(params, amplitude, explained, scale, flat) -> CentreSurrou
         weight=weight,
         amplitude=np.where(flat[:, None], np.nan, scale[:, None] * amplitude),
     )
+
+
+def receptive_fields(subject: Subject) -> Result:
+    """Scores of the first layer's weights read as images, against both nulls, and the fields that one image activates.
+
+    The most active fields (625 at most) on one image of the split under training's noise are handed out for the
+    picture (Bricken et al. 2023, Figs. 7 and 11), with the activations and that image.
+
+    Raises:
+      ConfigError: the model's first layer does not read a whole image.
+    """
+    if not hasattr(subject.model, "encoder"):
+        raise ConfigError(f"evals.names: {type(subject.model).__name__} has no units with a receptive field")
+    shape = subject.source.inputs["image"].shape
+    kernel, bias = (np.asarray(x, np.float64) for x in subject.model.encoder(subject.params))
+    fields = kernel.T.reshape(-1, *shape)
+    fits = fit_fields(fields)
+    results = {
+        "phases": score_fields(fits, fit_fields(rephased(fields, subject.seed))),
+        "pixels": score_fields(fits, fit_fields(shuffled(fields, subject.seed))),
+    }
+    measures = [
+        dataclasses.replace(m, name=f"fields.{null}.{m.name}", definition=f"{m.definition}; null: random {null}")
+        for null, result in results.items()
+        for m in result.measures
+    ]
+    noise = subject.noise
+    query = subject.clean.arrays["image"][0].astype(np.float64)
+    if noise is not None:
+        query = np.asarray(noise(jnp.asarray(query, jnp.float32), jax.random.key(subject.seed), 0), np.float64)
+    activity = query.reshape(-1) @ kernel + bias
+    chosen = np.argsort(-activity, kind="stable")[:_SHOWN]
+    shown = {"fields": fields[chosen], "activity": activity[chosen], "query": query}
+    arrays = {f"fields.{key}": np.round(value, 5).tolist() for key, value in shown.items()}
+    return Result(tuple(measures), results["phases"].arrays | arrays)

@@ -11,6 +11,7 @@ import jax
 
 from sparsity.layers.mlp import MLPConfig, SparseMLP, mlp_flops
 from sparsity.layers.sparsify import Context
+from sparsity.ops.sparsifiers import Sparsifier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,11 @@ class AutoencoderConfig:
         """W_e [inputs, F] and b_e, [F] or [] if it is shared."""
         hidden = params["hidden"]
         return hidden["wi"]["kernel"], hidden["shared_bias"] if self.mlp.shared_bias else hidden["wi"]["bias"]
+
+    @property
+    def phi(self) -> Sparsifier:
+        """What makes h from z."""
+        return self.mlp.sparsifier
 
     def tokens(self, shape: tuple[int, ...]) -> int:
         """Positions that share the weights: one."""

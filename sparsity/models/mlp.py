@@ -80,6 +80,11 @@ class MLPClassifierConfig:
         """Weights [inputs, F] and biases [F] of the first layer."""
         return params["dense_0"]["kernel"], params["dense_0"]["bias"]
 
+    @property
+    def phi(self) -> Sparsifier:
+        """What makes h from z."""
+        return self.sparsifier
+
     def tokens(self, shape: tuple[int, ...]) -> int:
         """Positions that share the weights: one."""
         return 1

@@ -65,16 +65,21 @@ Runs = Mapping[str, RunView]
 
 
 def training_curves(runs: Runs) -> Drawing:
-    """Loss (log y) and accuracy against step: training smoothed over 25 steps, validation dotted."""
+    """Loss (log y; nats, or mean squared error) and accuracy, if there is one, against step.
+
+    Training is smoothed over 25 steps, validation dotted.
+    """
     figure, axes = panels(1, 2)
     for i, (name, view) in enumerate(runs.items()):
         train, validation = view.records("train"), view.records("validation")
-        for axis, key, val_key in ((axes[0], "loss", "nll"), (axes[1], "accuracy", "accuracy")):
+        for axis, key, val_keys in ((axes[0], "loss", ("nll", "mse")), (axes[1], "accuracy", ("accuracy",))):
+            if key not in train[0]:
+                continue
             steps, values = smoothed([r["step"] for r in train], [r[key] for r in train], 25)
             axis.plot(steps, values, color=f"C{i}", label=f"{name}, training")
-            points = [(r["step"], r[val_key]) for r in validation]
+            points = [(r["step"], r[k]) for r in validation for k in val_keys if k in r]
             axis.plot(*zip(*points, strict=True), "o:", color=f"C{i}", ms=4, label=f"{name}, validation")
-    axes[0].set(yscale="log", xlabel="step", ylabel="loss (nats)")
+    axes[0].set(yscale="log", xlabel="step", ylabel="loss")
     axes[1].set(xlabel="step", ylabel="accuracy", ylim=(None, 1.01))
     axes[1].legend()
     return done(figure)

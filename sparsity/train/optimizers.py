@@ -146,6 +146,9 @@ class OptimizerConfig:
       grad_clip: clip of the gradient's global L2 norm; None for none.
       multipliers: pairs of a pattern and the factor on the learning rate of the parameters whose path it matches (see
         `scale_by_path`), e.g. (("bias", 5.0),); 0 keeps them as they are. Weight decay is multiplied too.
+      unit_norm: pairs of a pattern, as above, and an axis: after every update the matrices it matches are divided by
+        their L2 norms along the axis (Bricken et al. 2023, App. D). Of a kernel [inputs, outputs], 0 is each output's
+        incoming weights, 1 each input's outgoing ones.
     """
 
     learning_rate: float
@@ -153,6 +156,7 @@ class OptimizerConfig:
     schedule: Any = one_of(SCHEDULES, Constant())
     grad_clip: float | None = 1.0
     multipliers: tuple[tuple[str, float], ...] = later(())
+    unit_norm: tuple[tuple[str, int], ...] = later(())
 
     def __post_init__(self):
         if self.learning_rate < 0:
@@ -164,10 +168,15 @@ class OptimizerConfig:
         for pattern, factor in self.multipliers:
             if factor < 0:
                 raise ValueError(f'multipliers: must be at least 0, got {factor} for "{pattern}"')
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f'multipliers: "{pattern}" is no regular expression ({error})') from error
+        for pattern, axis in self.unit_norm:
+            if axis not in (0, 1):
+                raise ValueError(f'unit_norm: the axis of a matrix is 0 or 1, got {axis} for "{pattern}"')
+        for field in ("multipliers", "unit_norm"):
+            for pattern, _ in getattr(self, field):
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise ValueError(f'{field}: "{pattern}" is no regular expression ({error})') from error
 
     def build(self, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
         """The gradient transformation and the learning rate of a run of `steps` steps."""
@@ -177,6 +186,8 @@ class OptimizerConfig:
             parts.insert(0, optax.clip_by_global_norm(self.grad_clip))
         if self.multipliers:
             parts.append(scale_by_path(self.multipliers))
+        if self.unit_norm:
+            parts.append(keep_unit_norm(self.unit_norm))  # last: it sees the parameters as they will be
         return parts[0] if len(parts) == 1 else optax.chain(*parts), schedule
 
 
@@ -211,42 +222,79 @@ def scale_by_sparse_adam(b1: float, b2: float, eps: float) -> optax.GradientTran
 
 
 def scale_by_path(multipliers: tuple[tuple[str, float], ...]) -> optax.GradientTransformation:
-    """Updates times the factor whose pattern matches the parameter's path, else as they are.
+    """Updates times the factor whose pattern matches the parameter's path (see `by_path`), else as they are.
+
+    Raises:
+      ConfigError: when initialised, as `by_path`.
+    """
+
+    def init(params):
+        by_path(params, multipliers, "multipliers")
+        return optax.EmptyState()
+
+    def update(updates, state, params=None):
+        leaves, tree = jax.tree.flatten(updates)
+        factors = by_path(updates, multipliers, "multipliers")
+        return tree.unflatten(u if f is None else u * f for u, f in zip(leaves, factors, strict=True)), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def keep_unit_norm(axes: tuple[tuple[str, int], ...]) -> optax.GradientTransformation:
+    """Updates after which the matrices that a pattern matches (see `by_path`) have norm 1 along its axis.
+
+    p + u becomes (p + u) / ||p + u||; a vector of zeros stays one.
+
+    Raises:
+      ConfigError: when initialised, as `by_path`, or for a parameter that is no matrix.
+    """
+
+    def init(params):
+        chosen = by_path(params, axes, "unit_norm")
+        for (path, leaf), axis in zip(jax.tree_util.tree_leaves_with_path(params), chosen, strict=True):
+            if axis is not None and leaf.ndim != 2:
+                name = jax.tree_util.keystr(path, simple=True, separator="/")
+                raise ConfigError(f"config.optimizer.unit_norm: {name} of shape {leaf.shape} is no matrix")
+        return optax.EmptyState()
+
+    def update(updates, state, params):
+        def one(u, p, axis):
+            if axis is None:
+                return u
+            moved = p + u
+            norm = jnp.linalg.norm(moved, axis=axis, keepdims=True)
+            return moved / jnp.where(norm > 0, norm, 1) - p
+
+        leaves, tree = jax.tree.flatten(updates)
+        chosen = by_path(updates, axes, "unit_norm")
+        return tree.unflatten(map(one, leaves, jax.tree.leaves(params), chosen)), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def by_path(tree: Any, settings: tuple[tuple[str, Any], ...], field: str) -> list[Any]:
+    """For every leaf the setting whose pattern matches its path; None if none does.
 
     A path is the names down to a parameter, "block_0/mlp/wi/bias"; a pattern is a regular expression that matches
     the path from the start of one of its names to the end: "bias" every bias, "wi/bias" those of every `wi`,
     "block_0/.*" all of that block.
 
     Raises:
-      ConfigError: when initialised, if a pattern matches no parameter or a parameter two patterns.
+      ConfigError: naming the optimizer's `field`, if a pattern matches no parameter or a parameter two patterns.
     """
-
-    def factors(params) -> list[float]:
-        leaves = jax.tree_util.tree_leaves_with_path(params)
-        paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-        found = [[(p, f) for p, f in multipliers if re.fullmatch(f"(?:.*/)?(?:{p})", path)] for path in paths]
-        for pattern, _ in multipliers:
-            if not any(pattern == p for matches in found for p, _ in matches):
-                names = pattern.count("/") + 1
-                ends = {"/".join(path.split("/")[-names:]) for path in paths}
-                raise ConfigError(
-                    f'config.optimizer.multipliers: "{pattern}" matches no parameter{nearest(pattern, ends)}'
-                )
-        for path, matches in zip(paths, found, strict=True):
-            if len(matches) > 1:
-                both = " and ".join(f'"{p}"' for p, _ in matches)
-                raise ConfigError(f"config.optimizer.multipliers: {both} match {path}")
-        return [matches[0][1] if matches else 1.0 for matches in found]
-
-    def init(params):
-        factors(params)
-        return optax.EmptyState()
-
-    def update(updates, state, params=None):
-        leaves, tree = jax.tree.flatten(updates)
-        return tree.unflatten(u * f for u, f in zip(leaves, factors(updates), strict=True)), state
-
-    return optax.GradientTransformation(init, update)
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    found = [[(p, value) for p, value in settings if re.fullmatch(f"(?:.*/)?(?:{p})", path)] for path in paths]
+    for pattern, _ in settings:
+        if not any(pattern == p for matches in found for p, _ in matches):
+            names = pattern.count("/") + 1
+            ends = {"/".join(path.split("/")[-names:]) for path in paths}
+            raise ConfigError(f'config.optimizer.{field}: "{pattern}" matches no parameter{nearest(pattern, ends)}')
+    for path, matches in zip(paths, found, strict=True):
+        if len(matches) > 1:
+            both = " and ".join(f'"{p}"' for p, _ in matches)
+            raise ConfigError(f"config.optimizer.{field}: {both} match {path}")
+    return [matches[0][1] if matches else None for matches in found]
 
 
 def decayed_parameters(params: Any) -> Any:

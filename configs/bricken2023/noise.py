@@ -1,0 +1,51 @@
+"""Bricken et al. 2023, Figs. 2, 3, 5 to 7, 10, 11 and 19: a denoising autoencoder becomes sparse with the noise.
+
+Claim: B1 (the active fraction falls with sigma; at 10 it is delayed), B2 (negative biases, biases and encoder norms
+synchronise, the number of active units varies less, none dies), B3 (pre-activations), B5 (receptive fields) and B11
+(noise covariance of units).
+Command: python -m launch.reproduce --study=bricken2023/noise --workdir=runs/bricken2023
+One run: python -m launch.train --config=configs/bricken2023/noise.py:0.8 --workdir=runs/one
+(`digits/0.8` is the run on digits, `paper/0.8` the run at the paper's scale.)
+Hardware: 2 CPU cores, under 40 minutes; at the paper's scale 24 runs of 147,000 steps on a GPU or TPU.
+Expected: paper, CIFAR10 pixels: 38% active without noise, 4% at sigma .8, .6% at 3, 3% at 10.
+assumed: (embedded) grey 12x12 patches of two photographs, 400 units (2.8 a pixel; the paper has 3.3), and digits of
+8x8 pixels, 200 units; sigma in the paper's ratio to the data's deviation; batch 256, Adam at 1e-3, 6,000 steps.
+assumed: (paper) pixels in [0, 1] as they are, 49,000 training images (1,000 are held out), 3,000 epochs of 49 steps.
+assumed: biases start from U(+-1/sqrt(fan_in)), as in the authors' code; the paper's text says 0.
+"""
+
+from ml_collections import ConfigDict
+
+from sparsity import recipes
+
+BASES = {
+    "photos": recipes.autoencoder_photos,
+    "digits": recipes.autoencoder_digits,
+    "paper": recipes.autoencoder_cifar10,
+}
+DATA = {"embedded": ("photos", "digits"), "paper": ("paper",)}
+EVALS = ("receptive_fields", "noise_covariance", "noise_terms")
+SEEDS = 3
+
+
+def get_config(arg: str = "0.8") -> ConfigDict:
+    """The first run at a sigma of the paper: "[photos/|digits/|paper/]SIGMA"."""
+    data, _, sigma = arg.rpartition("/")
+    data = data or "photos"
+    if data not in BASES:
+        raise ValueError(f'unknown data "{data}" of "{arg}"; valid: {", ".join(BASES)}')
+    return _run(data, float(sigma), 0)
+
+
+def _run(data: str, sigma: float, seed: int) -> ConfigDict:
+    config = recipes.with_noise(BASES[data](), sigma, seed)
+    if data != "digits":  # fields of 8x8 pixels are too few to fit
+        config.evals.names = (*config.evals.names, *EVALS)
+    return config
+
+
+def sweep(scale: str) -> list[ConfigDict]:
+    """Every data set at every sigma, by seed."""
+    return [
+        _run(data, sigma, seed) for seed in range(SEEDS) for data in DATA[scale] for sigma in recipes.BRICKEN_SIGMAS
+    ]
