@@ -245,12 +245,12 @@ BRICKEN_STD = {"pixels": 0.25, "latents": 0.17}
 EMBEDDED_STD = {"photos": 0.3185, "digits": 0.3762}  # of the training pixels: `tests/test_recipes.py` computes them
 
 
-def autoencoder_photos(units: int = 400, steps: int = 6000) -> ConfigDict:
+def autoencoder_photos(units: int = 400, steps: int = 4000) -> ConfigDict:
     """The denoising autoencoder of Bricken et al. 2023 on grey 12x12 patches of two photographs, without noise."""
     return _autoencoder(f"ae{units}_photos", units, {"name": "photos", "patch": 12, "contrast": "none"}, steps)
 
 
-def autoencoder_digits(units: int = 200, steps: int = 6000) -> ConfigDict:
+def autoencoder_digits(units: int = 200, steps: int = 4000) -> ConfigDict:
     """The same on handwritten digits of 8x8 pixels in [0, 1]."""
     return _autoencoder(f"ae{units}_digits", units, {"name": "digits", "shift": 0, "pixels": "unit"}, steps)
 

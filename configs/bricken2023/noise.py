@@ -9,7 +9,7 @@ One run: python -m launch.train --config=configs/bricken2023/noise.py:0.8 --work
 Hardware: 2 CPU cores, under 40 minutes; at the paper's scale 24 runs of 147,000 steps on a GPU or TPU.
 Expected: paper, CIFAR10 pixels: 38% active without noise, 4% at sigma .8, .6% at 3, 3% at 10.
 assumed: (embedded) grey 12x12 patches of two photographs, 400 units (2.8 a pixel; the paper has 3.3), and digits of
-8x8 pixels, 200 units; sigma in the paper's ratio to the data's deviation; batch 256, Adam at 1e-3, 6,000 steps.
+8x8 pixels, 200 units; sigma in the paper's ratio to the data's deviation; batch 256, Adam at 1e-3, 4,000 steps.
 assumed: (paper) pixels in [0, 1] as they are, 49,000 training images (1,000 are held out), 3,000 epochs of 49 steps.
 assumed: biases start from U(+-1/sqrt(fan_in)), as in the authors' code; the paper's text says 0.
 """
