@@ -1,7 +1,8 @@
 """The benchmark suites, by name: each yields its cases, small ones with `smoke`."""
 
 from sparsity.bench.protocol import Suite
+from sparsity.bench.saving import saving_cases
 from sparsity.bench.seeds import seeds_cases
 from sparsity.bench.top_k import top_k_cases
 
-SUITES: dict[str, Suite] = {"top_k": top_k_cases, "seeds": seeds_cases}
+SUITES: dict[str, Suite] = {"top_k": top_k_cases, "seeds": seeds_cases, "saving": saving_cases}
