@@ -17,8 +17,9 @@ def units(subject: Subject) -> Result:
     number of active units over examples, and the moments of pre-activations.
     """
     stats, config = subject.trained.stats, subject.config
-    tokens = int(next(iter(stats.values())).tokens) if stats else 0
-    where = f"the {tokens} tokens of one epoch of the training split, noise on"
+    places = {
+        layer: f"the {int(s.tokens)} tokens of one epoch of the training split, noise on" for layer, s in stats.items()
+    }
     definitions = {
         "never": ("are nonzero on none of", lambda s: s.fired_F == 0),
         "silent": (f"have a sum of |h| below {config.dead_size:g} over", lambda s: s.size_F < config.dead_size),
@@ -29,11 +30,12 @@ def units(subject: Subject) -> Result:
     }
     measures = []
     for name, (what, rule) in definitions.items():
-        text = f"share of hidden units that {what} {where}; n is units, the error is binomial over them"
-        dead = {layer: np.where(np.isnan(s.fraction_sum), np.nan, rule(s)) for layer, s in stats.items()}
-        measures += [share(f"units.{name}.{layer}", one, text) for layer, one in dead.items()]
+        for layer, one in stats.items():
+            dead = np.where(np.isnan(one.fraction_sum), np.nan, rule(one))
+            text = f"share of hidden units that {what} {places[layer]}; n is units, the error is binomial over them"
+            measures.append(share(f"units.{name}.{layer}", dead, text))
     for layer, one in stats.items():
-        measures += _density(layer, one, where) + _moments(layer, one, where)
+        measures += _density(layer, one, places[layer]) + _moments(layer, one, places[layer])
     return Result(tuple(measures))
 
 

@@ -1,4 +1,4 @@
-"""`CircularConv`: a convolution that wraps around, in one or two dimensions.
+"""`CircularConv`, a convolution that wraps around, in one or two dimensions, and `DepthwiseConv`.
 
 Circular padding makes every position alike, as the mean-field theory assumes (Price et al. 2024,
 Sec. 2; Xiao et al. 2018).
@@ -74,3 +74,50 @@ class CircularConv(nn.Module):
         bias = self.param("bias", named(self.bias_init, "mlp"), (self.features,))
         rolls = self.product == "rolls" or (self.product == "auto" and jax.default_backend() == "cpu")
         return (rolled_product if rolls else circular_convolution)(x, kernel) + bias
+
+
+def shifted_sum(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`depthwise_convolution` as a sum over shifted copies of `x`.
+
+    On a CPU some 15 times as fast as the convolution; forward and backward, some 5 times.
+    """
+    side, (height, width) = len(kernel), x.shape[1:3]
+    around = (side // 2, side // 2)
+    padded = jnp.pad(x, ((0, 0), around, around, (0, 0)))
+    offsets = itertools.product(range(side), repeat=2)
+    return sum(padded[:, i : i + height, j : j + width] * kernel[i, j, 0] for i, j in offsets)
+
+
+def depthwise_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """y[p, f] = sum_o x[p + o - k // 2, f] kernel[o, 0, f], x zero outside.
+
+    Args:
+      x: [B, height, width, F].
+      kernel: [k, k, 1, F], k odd.
+
+    Returns:
+      [B, height, width, F].
+    """
+    layout, channels = ("NHWC", "HWIO", "NHWC"), x.shape[-1]
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=layout, feature_group_count=channels
+    )
+
+
+class DepthwiseConv(nn.Module):
+    """Y = depthwise_convolution(x, W) + b, W [k, k, 1, F] and b [F], F sharded over the mesh's model axis.
+
+    Attributes:
+      side: odd side k of the window.
+    """
+
+    side: int
+    kernel_init: Initializer
+    bias_init: Initializer = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (self.side, self.side, 1, x.shape[-1])
+        kernel = self.param("kernel", named(self.kernel_init, "window", "window", "embed", "mlp"), shape)
+        bias = self.param("bias", named(self.bias_init, "mlp"), shape[-1:])
+        return (shifted_sum if jax.default_backend() == "cpu" else depthwise_convolution)(x, kernel) + bias

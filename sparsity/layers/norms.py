@@ -17,3 +17,18 @@ def layer_norm(name: str, dtype: str = "float32") -> nn.LayerNorm:
         bias_init=named(nn.initializers.zeros, "embed"),
         name=name,
     )
+
+
+def batch_norm(name: str, train: bool) -> nn.BatchNorm:
+    """BatchNorm over the channels F with scale and bias, eps 1e-5.
+
+    Mean and (biased) variance are those of the whole batch if `train`, else running ones, of momentum 0.9, which a
+    training step moves.
+    """
+    return nn.BatchNorm(
+        use_running_average=not train,
+        momentum=0.9,
+        scale_init=named(nn.initializers.ones, "mlp"),
+        bias_init=named(nn.initializers.zeros, "mlp"),
+        name=name,
+    )

@@ -7,7 +7,9 @@ zeros can save by the name each layer records under, and `flops(shape, classes, 
 that of the first input. Those whose first layer is a matrix have `encoder(params)`, its weights and biases, and `phi`.
 """
 
+from sparsity.models.alexnet import AlexNetConfig
 from sparsity.models.autoencoder import AutoencoderConfig
+from sparsity.models.convmixer import ConvMixerConfig
 from sparsity.models.deep_cnn import DeepCNNConfig
 from sparsity.models.deep_mlp import DeepMLPConfig
 from sparsity.models.mlp import MLPClassifierConfig
@@ -19,4 +21,6 @@ MODELS = {
     "deep_cnn": DeepCNNConfig,
     "mlp": MLPClassifierConfig,
     "autoencoder": AutoencoderConfig,
+    "alexnet": AlexNetConfig,
+    "convmixer": ConvMixerConfig,
 }

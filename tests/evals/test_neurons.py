@@ -37,6 +37,17 @@ def test_the_definition_names_tokens_split_and_bound(make_subject, make_stats):
     assert "under 0.03 of tokens at 95% confidence" in measure.definition
 
 
+def test_layers_of_different_numbers_of_tokens_are_named_with_their_own(make_subject, make_stats):
+    map_ = np.tile(Z, (25, 4, 1))  # 400 tokens of a convolution, and 100 behind it
+    overall, a, b = neurons(
+        make_subject(stats={"a": make_stats(map_), "b": make_stats(np.tile(Z, (25, 1, 1)))})
+    ).measures
+    assert "none of the 400 tokens" in a.definition
+    assert "none of the 100 tokens" in b.definition
+    assert "none of the 100 to 400 tokens" in overall.definition
+    assert "under 0.03 of tokens" in overall.definition
+
+
 def test_the_bound_of_3_over_n_is_that_of_95_percent_confidence():
     # A unit that fires at rate 3/N stays silent on N independent tokens with probability near exp(-3) = 5%.
     silent = (1 - 3 / 1000) ** 1000

@@ -4,8 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.signal import correlate2d
 
-from sparsity.layers.conv import CircularConv, circular_convolution, rolled_product
+from sparsity.layers.conv import (
+    CircularConv,
+    DepthwiseConv,
+    circular_convolution,
+    depthwise_convolution,
+    rolled_product,
+    shifted_sum,
+)
 
 CASES = [((7,), 3), ((5,), 5), ((6,), 1), ((4, 5), 3), ((5, 6), 5), ((3, 3), 3)]
 cases = pytest.mark.parametrize(("space", "k"), CASES)
@@ -73,3 +81,41 @@ def test_on_a_cpu_no_convolution_is_compiled_unless_asked_for():
         conv = CircularConv(4, (3, 3), nn.initializers.normal(1.0), product=product)
         lowered = jax.jit(lambda x, conv=conv: conv.init_with_output(jax.random.key(0), x)[0]).lower(x).as_text()
         assert ("convolution" in lowered) == expected
+
+
+def depthwise_operands(side):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, 4, 3, 5)), rng.normal(size=(side, side, 1, 5))
+    return jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32)
+
+
+def depthwise_reference(x, kernel):
+    """The definition, channel by channel; scipy's correlation has zeros around the image."""
+    one = lambda image, f: correlate2d(image[..., f], kernel[:, :, 0, f], mode="same")
+    x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
+    return np.stack([np.stack([one(image, f) for f in range(x.shape[-1])], -1) for image in x])
+
+
+@pytest.mark.parametrize("side", [1, 3, 5])
+def test_both_ways_of_the_depthwise_convolution_are_the_definition_with_the_same_gradients(side):
+    x, kernel = depthwise_operands(side)
+    target = jnp.asarray(np.random.default_rng(1).normal(size=x.shape), jnp.float32)
+    found = []
+    for method in (shifted_sum, depthwise_convolution):
+        np.testing.assert_allclose(method(x, kernel), depthwise_reference(x, kernel), rtol=1e-5, atol=1e-5)
+        found.append(jax.grad(lambda x, w, f=method: (f(x, w) * target).sum(), (0, 1))(x, kernel))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), *found)
+
+
+def test_the_depthwise_module_adds_a_bias_names_its_axes_and_shifts_on_a_cpu():
+    x, kernel = depthwise_operands(3)
+    conv = DepthwiseConv(3, nn.initializers.normal(1.0), nn.initializers.ones)
+    params = conv.init(jax.random.key(0), x)["params"]
+    assert params["kernel"].names == ("window", "window", "embed", "mlp")
+    assert params["bias"].names == ("mlp",)
+    params = {"kernel": kernel, "bias": flax.core.meta.unbox(params)["bias"]}
+    lowered = jax.jit(conv.apply).lower({"params": params}, x)
+    assert ("convolution" in lowered.as_text()) == (jax.default_backend() != "cpu")
+    np.testing.assert_allclose(
+        lowered.compile()({"params": params}, x), depthwise_reference(x, kernel) + 1, rtol=1e-5, atol=1e-5
+    )

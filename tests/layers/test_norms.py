@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsity.layers.norms import layer_norm
+from sparsity.layers.norms import batch_norm, layer_norm
 
 X = np.random.default_rng(0).normal(3, 2, (2, 3, 8)).astype(np.float32)
 
@@ -39,3 +39,30 @@ def test_computing_in_bfloat16_keeps_float32_parameters():
     assert {p.dtype for p in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     # One rounding to eps 2^-8 of values up to 3.
     np.testing.assert_allclose(np.asarray(y, np.float64), reference(X), atol=3 * 2.0**-8)
+
+
+def test_batch_norm_in_training_normalises_each_channel_over_the_batch_and_moves_its_running_statistics():
+    rng = np.random.default_rng(1)
+    params = {name: rng.normal(size=8).astype(np.float32) for name in ("scale", "bias")}
+    running = {"mean": np.full(8, 2, np.float32), "var": np.full(8, 3, np.float32)}
+    variables = {"params": params, "batch_stats": running}
+    y, moved = batch_norm("norm", train=True).apply(variables, X, mutable=["batch_stats"])
+    x = X.astype(np.float64)
+    mean, variance = x.mean((0, 1)), x.var((0, 1))
+    expected = (x - mean) / np.sqrt(variance + 1e-5) * params["scale"] + params["bias"]
+    # The variance is a difference of squares: six numbers near 3.
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(moved["batch_stats"]["mean"], 0.9 * 2 + 0.1 * mean, rtol=1e-6)
+    np.testing.assert_allclose(moved["batch_stats"]["var"], 0.9 * 3 + 0.1 * variance, rtol=1e-5)
+
+
+def test_batch_norm_in_evaluation_goes_by_the_running_statistics():
+    running = {"mean": np.full(8, 2, np.float32), "var": np.full(8, 3, np.float32)}
+    params = {"scale": np.ones(8, np.float32), "bias": np.zeros(8, np.float32)}
+    y = batch_norm("norm", train=False).apply({"params": params, "batch_stats": running}, X)
+    np.testing.assert_allclose(y, (X - 2) / np.sqrt(3 + 1e-5), rtol=1e-5, atol=1e-6)
+
+
+def test_a_fresh_batch_norm_names_its_axis():
+    variables = batch_norm("norm", train=True).init(jax.random.key(0), X)
+    assert {name: p.names for name, p in variables["params"].items()} == {"scale": ("mlp",), "bias": ("mlp",)}
