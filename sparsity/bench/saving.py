@@ -34,7 +34,7 @@ from sparsity.ops.sparse_matmul import gathered_matmul
 from sparsity.ops.sparsifiers import ClippedRelu, ClippedSoftThreshold, Relu, Sparsifier
 from sparsity.train.losses import classification
 from sparsity.train.state import TrainState
-from sparsity.train.step import gradients
+from sparsity.train.step import Objective, gradients
 
 ACTIVATIONS: dict[str, Sparsifier] = {
     "relu": Relu(),
@@ -244,7 +244,7 @@ def _training_arm(
     gradient of h. Images get none.
     """
     model, tx = config.build(CLASSES), optax.sgd(1e-3)
-    compute = gradients(model, classification, config.inputs, seed=0, record=False)
+    compute = gradients(Objective(model, config, classification, seed=0), record=False)
     params = jax.tree.map(jnp.copy, start)  # donated below
     state = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), {})
     record = jax.jit(lambda p, x: model.apply({"params": p}, x, Context(record=True), mutable=[STATS])[1][STATS])
@@ -253,7 +253,7 @@ def _training_arm(
     forward_flops, hidden = _flops(config, density_L), sum(config.skippable_flops(IMAGE, CLASSES).values())
 
     def train_step(state, batch):
-        sums, grads, _, _ = compute(state, batch)
+        (sums, _), grads, _, _ = compute(state, batch)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), sums.loss

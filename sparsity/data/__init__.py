@@ -1,6 +1,7 @@
 """The datasets, by name."""
 
 from sparsity.data.digits import Digits
+from sparsity.data.latents import Latents
 from sparsity.data.mock import Mock
 from sparsity.data.photos import Photos
 from sparsity.data.tfds_sources import CIFAR10, CIFAR100, MNIST, SVHN
@@ -8,6 +9,7 @@ from sparsity.data.tfds_sources import CIFAR10, CIFAR100, MNIST, SVHN
 SOURCES = {
     "digits": Digits,
     "photos": Photos,
+    "latents": Latents,
     "mnist": MNIST,
     "cifar10": CIFAR10,
     "cifar100": CIFAR100,
