@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from sparsity.evals.neurons import neurons
+from sparsity.evals.units import units
 
 # Two examples of two tokens of four units; fired 4, 0, 1 and 2 times of 4.
 Z = np.array([[[1, -1, 1, -1], [1, -1, -1, -1]], [[2, -1, -1, 3], [2, 0, -1, 3]]], np.float32)
@@ -38,14 +39,18 @@ def test_the_definition_names_tokens_split_and_bound(make_subject, make_stats):
 
 
 def test_layers_of_different_numbers_of_tokens_are_named_with_their_own(make_subject, make_stats):
-    map_ = np.tile(Z, (25, 4, 1))  # 400 tokens of a convolution, and 100 behind it
-    overall, a, b = neurons(
-        make_subject(stats={"a": make_stats(map_), "b": make_stats(np.tile(Z, (25, 1, 1)))})
-    ).measures
-    assert "none of the 400 tokens" in a.definition
-    assert "none of the 100 tokens" in b.definition
-    assert "none of the 100 to 400 tokens" in overall.definition
-    assert "under 0.03 of tokens" in overall.definition
+    # A convolution with 8 positions and a matrix with 2, of 50 examples.
+    stats = {"conv": make_stats(np.tile(Z, (25, 4, 1))), "dense": make_stats(np.tile(Z, (25, 1, 1)))}
+    subject = make_subject(stats=stats)
+    overall, conv, dense = (m.definition for m in neurons(subject).measures)
+    assert "none of the 400 tokens" in conv
+    assert "none of the 100 tokens" in dense
+    assert "none of the 100 to 400 tokens" in overall
+    assert "under 0.03 of tokens" in overall
+    named = {m.name: m.definition for m in units(subject).measures}
+    for name in ("never", "silent", "rare", "density", "z_mean", "flat"):
+        assert "the 400 tokens of one epoch" in named[f"units.{name}.conv"]
+        assert "the 100 tokens of one epoch" in named[f"units.{name}.dense"]
 
 
 def test_the_bound_of_3_over_n_is_that_of_95_percent_confidence():

@@ -142,7 +142,7 @@ def test_the_number_of_parameters_is_the_formula():
 
 
 def test_every_layer_is_recorded_under_its_name_with_channels_as_units():
-    config = mixer(sparsifier=TopK(k=2))
+    config = mixer(sparsifier=TopK(k=2), kernel=3)
     stats = merge([by_layer(forward(config, randomised(config), record=True)[1][STATS])])
     names = ("embed", "depthwise_0", "pointwise_0", "depthwise_1", "pointwise_1")
     assert config.layers() == names
@@ -153,12 +153,13 @@ def test_every_layer_is_recorded_under_its_name_with_channels_as_units():
         assert 0 < one.fired_F.sum() <= 2 * one.tokens  # Top-k over the channels of each patch
 
 
-def loss(config, train=False):
+def loss_in_training(config):
+    """(params, running statistics) -> ((loss, moved statistics), gradient)."""
     apply = config.build(CLASSES).apply
 
-    def compute(params, model_state):
-        variables = {"params": params, **model_state}
-        logits, moved = apply(variables, IMAGES, Context(train=train), mutable=[BATCH_STATS])
+    def compute(params, running):
+        variables = {"params": params, BATCH_STATS: running}
+        logits, moved = apply(variables, IMAGES, Context(train=True), mutable=[BATCH_STATS])
         return LOSSES["classification"](logits, LABELS).loss.sum(), moved
 
     return jax.value_and_grad(compute, has_aux=True)
@@ -179,19 +180,18 @@ def test_parameters_are_sharded_over_channels():
 
 def test_gradients_reach_every_parameter_and_a_mesh_changes_nothing_but_the_rounding():
     """In training, so that the batch's mean and variance are taken over all devices."""
-    config = mixer()
-    variables = randomised(config)
-    params, state = variables["params"], {BATCH_STATS: variables[BATCH_STATS]}
-    plain = jax.jit(loss(config, train=True))(params, state)
+    config = mixer(depth=1, kernel=3)
+    params, running = (randomised(config)[name] for name in ("params", BATCH_STATS))
+    plain = jax.jit(loss_in_training(config))(params, running)
     for path, g in jax.tree_util.tree_leaves_with_path(plain[1]):
         assert np.isfinite(g).all()
         assert (g != 0).all(), path
     mesh = make_mesh(MeshConfig(2, 4))
     placed = jax.device_put(params, shardings(mesh, param_specs(boxed(config)["params"])))
     with jax.set_mesh(mesh):
-        lowered = jax.jit(loss(config, train=True)).lower(placed, state)
+        lowered = jax.jit(loss_in_training(config)).lower(placed, running)
         assert "sharding_constraint" in lowered.as_text()
-        split = lowered.compile()(placed, state)
+        split = lowered.compile()(placed, running)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), split, plain)
 
 
@@ -226,7 +226,7 @@ def test_flops_by_hand():
         ({"patch": -1}, "config.patch: must be at least 1, got -1"),
         ({"kernel": 4}, "config.kernel: must be odd and positive, got 4"),
         ({"kernel": -1}, "config.kernel: must be odd and positive, got -1"),
-        ({"sparsifier": {"name": "top_k", "k": 9}}, "config.sparsifier.k: 9 is more than the d_ff 8"),
+        ({"sparsifier": {"name": "top_k", "k": 9}}, "config.sparsifier.k: 9 is more than the d_ff 8 units there are"),
     ],
 )
 def test_impossible_settings_are_refused_by_name(changes, message):
@@ -254,7 +254,8 @@ def test_a_reduced_network_is_small_and_of_the_same_kind():
 
 
 def test_a_smoke_run_trains_evaluates_and_keeps_its_running_statistics(tiny_config, tmp_path):
-    tiny_config.model = ConfigDict({"name": "convmixer", "hidden": 256, "depth": 8, "sparsifier": {"name": "gelu"}})
+    settings = {"name": "convmixer", "hidden": 256, "depth": 8, "kernel": 3, "sparsifier": {"name": "gelu"}}
+    tiny_config.model = ConfigDict(settings)
     tiny_config.evals.names = ("accuracy", "sparsity", "cost")
     outcome = run(smoke(run_config(tiny_config)), tmp_path, Progress(io.StringIO()))
     assert (outcome.status, outcome.step) == ("finished", 2)
