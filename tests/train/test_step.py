@@ -50,7 +50,8 @@ def test_accumulated_microbatches_give_the_full_batch_gradient_and_statistics(ti
     for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(grads_4), strict=True):
         # Sums in another order: relative to the whole gradient, since key biases have none.
         assert np.linalg.norm(a - b) <= 1e-6 * total
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), stats, stats_4)
+    # Sums of signed numbers, up to 1,500 of them, in another order.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-4), stats, stats_4)
 
 
 def test_dropout_is_a_function_of_seed_and_step(tiny_config):
