@@ -6,7 +6,7 @@ import pytest
 
 from sparsity.config import ConfigError, build, config_hash, to_dict
 from sparsity.run import Engine, run_config
-from sparsity.train.optimizers import RULES, SCHEDULES, OptimizerConfig, decayed_parameters
+from sparsity.train.optimizers import RULES, SCHEDULES, OptimizerConfig, decayed_parameters, keep_unit_norm
 
 # (schedule, steps, {step: rate / peak}) by hand.
 BY_HAND = [
@@ -215,6 +215,38 @@ def test_the_moments_of_sparse_adam_lie_where_their_parameters_lie(tiny_config):
         assert jax.tree.leaves(slot) == jax.tree.leaves(placed.params)
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_chosen_matrices_keep_unit_norms_along_their_axis_after_every_update(axis):
+    rng = np.random.default_rng(0)
+    params = {
+        "wi": {"kernel": jnp.asarray(rng.normal(size=(3, 4)), jnp.float32), "bias": jnp.ones(4)},
+        "wo": {"kernel": jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)},
+    }
+    config = OptimizerConfig(0.1, RULES["sgd"](), grad_clip=None, unit_norm=(("wi/kernel", axis),))
+    tx, _ = config.build(1)
+    grads = jax.tree.map(jnp.ones_like, params)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    moved = optax.apply_updates(params, updates)
+    by_hand = np.asarray(params["wi"]["kernel"]) - 0.1
+    by_hand /= np.linalg.norm(by_hand, axis=axis, keepdims=True)
+    np.testing.assert_allclose(moved["wi"]["kernel"], by_hand, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(moved["wo"]["kernel"], np.asarray(params["wo"]["kernel"]) - 0.1, rtol=1e-6)
+
+
+def test_a_vector_of_zeros_has_no_norm_to_keep():
+    tx = keep_unit_norm((("w", 0),))
+    params = {"w": jnp.zeros((2, 3)).at[:, 0].set(1.0)}
+    updates, _ = tx.update({"w": jnp.zeros((2, 3))}, tx.init(params), params)
+    np.testing.assert_allclose(params["w"] + updates["w"], [[0.5**0.5, 0, 0]] * 2, rtol=1e-6)
+
+
+def test_a_unit_norm_that_fits_no_matrix_is_refused():
+    with pytest.raises(ConfigError, match=r'^config\.optimizer\.unit_norm: "wi/kernal" matches no parameter; did you'):
+        keep_unit_norm((("wi/kernal", 0),)).init({"wi": {"kernel": jnp.ones((2, 2))}})
+    with pytest.raises(ConfigError, match=r"^config\.optimizer\.unit_norm: wi/bias of shape \(2,\) is no matrix$"):
+        keep_unit_norm((("bias", 0),)).init({"wi": {"bias": jnp.ones(2)}})
+
+
 def test_weight_decay_touches_kernels_and_nothing_else(tiny_config):
     state, _ = Engine(run_config(tiny_config)).new_state()
     flags = jax.tree_util.tree_leaves_with_path(decayed_parameters(state.params))
@@ -241,6 +273,7 @@ def test_weight_decay_touches_kernels_and_nothing_else(tiny_config):
             'config.multipliers: must be at least 0, got -1.0 for "bias"',
         ),
         ({"learning_rate": 1.0, "multipliers": (("(", 1.0),)}, 'config.multipliers: "(" is no regular expression'),
+        ({"learning_rate": 1.0, "unit_norm": (("wi", 2),)}, "config.unit_norm: the axis of a matrix is 0 or 1, got 2"),
         ({"learning_rate": 1.0, "multipliers": (("bias",),)}, "config.multipliers[0]: expected 2 values, got 1"),
         ({"learning_rate": 1.0, "schedule": {"name": "constant", "warmup": -1}}, "config.schedule.warmup: must be"),
         (

@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+
+from sparsity.config import ConfigError, build, to_dict
+from sparsity.data.digits import Digits
+from sparsity.data.latents import RMS, Latents
+from sparsity.data.mock import Mock
+
+SMALL = {"hidden": 8, "depth": 1, "steps": 3, "batch": 32}
+
+
+@pytest.fixture(scope="module")
+def made():
+    """Latents of a tiny ConvMixer trained for three steps."""
+    source = Latents(**SMALL)
+    return source, {split: source.load(split) for split in ("train", "validation", "test")}
+
+
+def test_there_is_a_vector_with_the_label_of_every_image(made):
+    source, splits = made
+    for name, split in splits.items():
+        images = Digits(0).load(name)
+        assert split.images.shape == (len(images), 1, 1, 8)
+        np.testing.assert_array_equal(split.labels, images.labels)
+    assert source.inputs["image"].shape == source.image_shape == (1, 1, 8)
+    assert source.classes == 10
+
+
+def test_the_root_mean_square_of_a_training_coordinate_is_the_papers(made):
+    train = made[1]["train"].images.astype(np.float64)
+    assert np.sqrt((train**2).mean()) == pytest.approx(RMS, rel=1e-6)
+    assert made[1]["test"].images.std() == pytest.approx(RMS, rel=0.3)  # one factor for all splits
+
+
+def test_latents_of_one_class_are_nearer_to_each_other_than_to_others():
+    """The ConvMixer has learnt to tell digits apart: nearest class means read held-out ones."""
+    source = Latents(hidden=32, depth=1, steps=60, batch=128)
+    train, test = (source.load(split) for split in ("train", "test"))
+    means = np.stack([train.images[train.labels == c].mean(0) for c in range(10)])
+    distances = ((test.images[:, None] - means) ** 2).sum((2, 3, 4))
+    assert (distances.argmin(1) == test.labels).mean() > 0.7  # chance is .1; .46 before training
+
+
+def test_they_are_a_function_of_the_settings(made):
+    from sparsity.data.latents import _latents
+
+    _latents.cache_clear()
+    again = Latents(**SMALL).load("test").images
+    np.testing.assert_array_equal(again, made[1]["test"].images)
+    assert np.abs(Latents(**SMALL | {"seed": 1}).load("test").images - again).max() > 1e-3
+
+
+def test_a_file_takes_the_place_of_training(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {s: rng.normal(size=(n, 4)) for s, n in (("train", 6), ("validation", 2), ("test", 3))}
+    arrays |= {f"{s}_label": np.arange(len(x)) for s, x in arrays.items()}
+    np.savez(tmp_path / "latents.npz", **arrays)
+    source = Latents(hidden=4, file=str(tmp_path / "latents.npz"))
+    scale = RMS / np.sqrt((arrays["train"] ** 2).mean())
+    np.testing.assert_allclose(source.load("test").images[:, 0, 0], scale * arrays["test"], rtol=1e-6)
+    np.testing.assert_array_equal(source.load("train").labels, np.arange(6))
+    with pytest.raises(ConfigError, match=r'^data\.file: "train" of .* is \[6, 4\], expected \[6, 5\]$'):
+        Latents(hidden=5, file=str(tmp_path / "latents.npz")).load("train")
+    del arrays["test_label"]
+    np.savez(tmp_path / "other.npz", **arrays)
+    with pytest.raises(ConfigError, match=r'^data\.file: .*other\.npz has no array "test_label"$'):
+        Latents(hidden=4, file=str(tmp_path / "other.npz")).load("train")
+
+
+def test_a_missing_file_a_wrong_split_and_bad_settings_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"^data\.file: no file .*none\.npz$"):
+        Latents(file=str(tmp_path / "none.npz")).load("train")
+    with pytest.raises(ConfigError, match='unknown split "tset"; did you mean "test"'):
+        Latents(**SMALL).load("tset")
+    with pytest.raises(ConfigError, match=r"^config\.kernel: must be odd and positive, got 2$"):
+        build(Latents, {"kernel": 2})
+    with pytest.raises(ConfigError, match=r"^config\.steps: must be at least 1, got 0$"):
+        build(Latents, {"steps": 0})
+
+
+def test_it_reads_back_from_its_json_and_has_a_mock():
+    source = Latents(**SMALL)
+    assert build(Latents, to_dict(source)) == source
+    assert source.mock() == Mock((1, 1, 8), 10)
