@@ -22,3 +22,12 @@ EVALS: dict[str, Evaluator] = {
     "units": units,
     "cost": cost,
 }
+
+# The task whose models an evaluator scores; those that are not here measure any model.
+TASKS: dict[str, str] = {
+    "accuracy": "classification",
+    "calibration": "classification",
+    "robustness": "classification",
+    "reconstruction": "reconstruction",
+    "language": "language",
+}
