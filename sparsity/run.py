@@ -24,7 +24,7 @@ from sparsity.checkpoint import Checkpoints
 from sparsity.config import ConfigError, one_of
 from sparsity.data import SOURCES
 from sparsity.data.pipeline import train_batches
-from sparsity.evals import EVALS
+from sparsity.evals import EVALS, TASKS
 from sparsity.evals.neurons import neurons
 from sparsity.evals.predict import Predict, make_predict
 from sparsity.evals.result import EvalConfig, Measure, Result, Subject, mean_and_se
@@ -92,6 +92,8 @@ class RunConfig:
         for name in self.evals.names:
             if name not in EVALS:
                 raise ValueError(f'evals.names: unknown evaluator "{name}"{config_lib.nearest(name, EVALS)}')
+            if TASKS.get(name, self.model.task) != self.model.task:
+                raise ValueError(f"evals.names: {name} scores {TASKS[name]}, the model's task is {self.model.task}")
         if self.data.classes is None and self.model.task == "classification":
             raise ValueError(f"data: {type(self.data).__name__} has no labels, and the model is a classifier")
         for name in self.model.inputs:

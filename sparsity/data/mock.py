@@ -1,4 +1,4 @@
-"""Noise in the shape of a dataset: what `--smoke` trains on."""
+"""Noise in the shape of a dataset, images or text: what `--smoke` trains on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import ClassVar
 import numpy as np
 
 from sparsity.config import lookup
-from sparsity.data.pipeline import ImageSource, Split
+from sparsity.data.pipeline import ImageSource, Split, TextSource, Windows
+
+_SEEDS = {"train": 0, "validation": 1, "test": 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Mock(ImageSource):
 
     def load(self, split: str) -> Split:
         """The named split, always the same. Raises ConfigError if there is no such split."""
-        rng = np.random.default_rng(lookup({"train": 0, "validation": 1, "test": 2}, split, "split"))
+        rng = np.random.default_rng(lookup(_SEEDS, split, "split"))
         images = rng.random((self.examples, *self.image_shape), np.float32)
         if self.classes is None:
             return Split(images, None)
@@ -44,5 +46,35 @@ class Mock(ImageSource):
         return (images - np.float32(0.5)) * np.float32(np.sqrt(12))
 
     def mock(self) -> Mock:
+        """Itself."""
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
+class MockText(TextSource):
+    """Sequences of independent uniform tokens: nothing can be learnt from them.
+
+    Attributes:
+      length: tokens of an example.
+      classes: tokens are in 0..classes - 1.
+    """
+
+    length: int
+    classes: int
+
+    examples: ClassVar[int] = 16  # of every split
+
+    def __post_init__(self):
+        for field in ("length", "classes"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}: must be at least 1, got {getattr(self, field)}")
+
+    def load(self, split: str) -> Windows:
+        """The named split, always the same. Raises ConfigError if there is no such split."""
+        rng = np.random.default_rng(lookup(_SEEDS, split, "split"))
+        positions = self.length * np.arange(self.examples)
+        return Windows(rng.integers(0, self.classes, self.length * self.examples + 1), positions, self.length)
+
+    def mock(self) -> MockText:
         """Itself."""
         return self

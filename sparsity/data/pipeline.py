@@ -53,6 +53,39 @@ def example_of(images: np.ndarray, labels: np.ndarray | None) -> Batch:
     return {"image": images} if labels is None else {"image": images, "label": labels}
 
 
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """Examples of one split of a text: windows of it, cut out as they are asked for.
+
+    Attributes:
+      text: [N], integers.
+      positions: [n], where the windows start.
+      length: tokens L of an example; a window has one more, the last one's target.
+    """
+
+    text: np.ndarray
+    positions: np.ndarray
+    length: int
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __repr__(self) -> str:
+        return f"Windows({len(self)}, {self.length}, {int(self.positions.sum())})"
+
+    def __getitem__(self, i) -> Batch:
+        return self.take(i)
+
+    def take(self, indices) -> Batch:
+        """One example, or those of an array of indices, stacked: `tokens` [..., L] and `targets`, those one later."""
+        window = self.text[self.positions[indices][..., None] + np.arange(self.length + 1)].astype(np.int32)
+        return {"tokens": window[..., :-1], "targets": window[..., 1:]}
+
+    def arrays(self) -> Batch:
+        """All examples, stacked."""
+        return self.take(slice(None))
+
+
 class Source(Protocol):
     """A dataset: settings that load to splits.
 
@@ -66,7 +99,7 @@ class Source(Protocol):
     inputs: Mapping[str, jax.ShapeDtypeStruct]
     augments: bool
 
-    def load(self, split: str) -> Split:
+    def load(self, split: str) -> Split | Windows:
         """The named split: train, validation or test."""
 
     def model_input(self, arrays: Batch) -> Batch:
@@ -96,6 +129,26 @@ class ImageSource:
     def model_input(self, arrays: Batch) -> Batch:
         """The images normalised, the rest as it is."""
         return arrays | {"image": self.normalise(arrays["image"])}
+
+    def augment(self, example: Batch, rng: np.random.Generator) -> Batch:
+        """The example as it is."""
+        return example
+
+
+class TextSource:
+    """What sources of text share. A subclass has `length`, the tokens of an example, and `classes`."""
+
+    length: int
+    augments: bool = False
+
+    @property
+    def inputs(self) -> Mapping[str, jax.ShapeDtypeStruct]:
+        """`tokens` [length], int32."""
+        return {"tokens": jax.ShapeDtypeStruct((self.length,), np.int32)}
+
+    def model_input(self, arrays: Batch) -> Batch:
+        """The tokens as they are."""
+        return arrays
 
     def augment(self, example: Batch, rng: np.random.Generator) -> Batch:
         """The example as it is."""

@@ -27,3 +27,12 @@ EVALS: dict[str, Evaluator] = {
     "noise_covariance": noise_covariance,
     "noise_terms": noise_terms,
 }
+
+# The task whose models an evaluator scores; those that are not here measure any model.
+TASKS: dict[str, str] = {
+    "accuracy": "classification",
+    "calibration": "classification",
+    "robustness": "classification",
+    "reconstruction": "reconstruction",
+    "language": "language",
+}

@@ -66,3 +66,12 @@ def fan_in_uniform(fan_in: int, scale: float = 1.0) -> Initializer:
 def input_weights(gain: float = 1.0) -> Initializer:
     """First layer's W ~ N(0, gain / fan_in): pre-activations have `gain` times the input's mean square."""
     return nn.initializers.variance_scaling(gain, "fan_in", "normal")
+
+
+def gpt2_weights(residuals: int = 1) -> Initializer:
+    """W ~ N(0, .02^2 / residuals): GPT-2's (Radford et al. 2019), as Hugging Face's implementation has it.
+
+    `residuals` is the number of branches whose outputs add up in the residual stream, two a block, for the matrices
+    that write there; 1 for all others.
+    """
+    return nn.initializers.normal(0.02 * residuals**-0.5)

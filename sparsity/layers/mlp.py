@@ -38,6 +38,7 @@ class MLPConfig:
       scale: factor on W_i at the start (Bricken et al. 2023, Fig. 9).
       init: "xavier" draws both matrices from Xavier's uniform distribution and starts biases at 0.
         "torch" draws matrices and biases from U(+-1 / sqrt(fan_in)), the default of torch's `nn.Linear`.
+        "gpt2" draws matrices from N(0, .02^2) and starts biases at 0, see `initializers.gpt2_weights`.
         "edge_of_chaos" carries Price et al. 2024 over to a residual block, whose MLP reads a normalised input:
         W_i ~ N(0, 1 / fan_in), so that pre-activations are N(0, 1) and the sparsifier's target sparsity holds
         from the start, and W_o, b_o on the edge of chaos at q* = 1, so that outputs have variance 1 too.
@@ -48,7 +49,7 @@ class MLPConfig:
     gated: bool = False
     use_bias: bool = True
     dropout: float = 0.0
-    init: Literal["xavier", "torch", "edge_of_chaos"] = "xavier"
+    init: Literal["xavier", "torch", "gpt2", "edge_of_chaos"] = "xavier"
     noise: NoiseConfig | None = one_of(NOISES, None, later=True)
     shared_bias: bool = later(False)
     scale: float = later(1.0)
@@ -93,6 +94,7 @@ class SparseMLP(nn.Module):
 
     Attributes:
       features: numbers per token that come out; by default as many as go in.
+      residuals: branches that write to the residual stream, which W_o of init "gpt2" depends on.
 
     >>> import jax.numpy as jnp
     >>> from sparsity.ops.sparsifiers import TopK
@@ -106,13 +108,14 @@ class SparseMLP(nn.Module):
     config: MLPConfig
     dtype: str = "float32"
     features: int | None = None
+    residuals: int = 1
 
     @nn.compact
     def __call__(self, x_BxLxD: jax.Array, ctx: Context) -> jax.Array:
         cfg, d_model = self.config, x_BxLxD.shape[-1]
         x_BxLxD = Noise(cfg.noise, name="noise")(x_BxLxD, ctx)
 
-        reads, writes = _initializers(cfg, d_model)
+        reads, writes = _initializers(cfg, d_model, self.residuals)
 
         def into(name):
             use_bias = cfg.use_bias and not cfg.shared_bias
@@ -131,13 +134,18 @@ class SparseMLP(nn.Module):
         return axes.constrain(out(h_BxLxF), ("batch", "length", "embed"))
 
 
-def _initializers(cfg: MLPConfig, d_model: int) -> tuple[dict[str, Initializer], dict[str, Initializer]]:
+def _initializers(
+    cfg: MLPConfig, d_model: int, residuals: int
+) -> tuple[dict[str, Initializer], dict[str, Initializer]]:
     """Of kernel and bias, for the matrices that read x and for the one that writes y; those missing are `dense`'s."""
     reads, writes = {"kernel_init": nn.initializers.xavier_uniform()}, {}
     if cfg.init == "torch":
         uniform = initializers.fan_in_uniform
         reads = {"kernel_init": uniform(d_model), "bias_init": uniform(d_model)}
         writes = {"kernel_init": uniform(cfg.d_ff), "bias_init": uniform(cfg.d_ff)}
+    if cfg.init == "gpt2":
+        reads = {"kernel_init": initializers.gpt2_weights()}
+        writes = {"kernel_init": initializers.gpt2_weights(residuals)}
     if cfg.init == "edge_of_chaos":
         reads = {"kernel_init": initializers.input_weights()}
         writes = {"kernel_init": initializers.edge_weights(cfg.edge), "bias_init": initializers.edge_biases(cfg.edge)}

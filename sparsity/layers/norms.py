@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from sparsity.layers.dense import named
 
 
-def layer_norm(name: str, dtype: str = "float32") -> nn.LayerNorm:
-    """LayerNorm over D with scale and bias, eps 1e-6 (ViT)."""
+def layer_norm(name: str, dtype: str = "float32", epsilon: float = 1e-6) -> nn.LayerNorm:
+    """LayerNorm over D with scale and bias; `epsilon` is that of ViT, GPT-2 has 1e-5."""
     return nn.LayerNorm(
-        epsilon=1e-6,
+        epsilon=epsilon,
         dtype=jnp.dtype(dtype),
         scale_init=named(nn.initializers.ones, "embed"),
         bias_init=named(nn.initializers.zeros, "embed"),

@@ -12,11 +12,13 @@ from sparsity.models.autoencoder import AutoencoderConfig
 from sparsity.models.convmixer import ConvMixerConfig
 from sparsity.models.deep_cnn import DeepCNNConfig
 from sparsity.models.deep_mlp import DeepMLPConfig
+from sparsity.models.gpt2 import GPT2Config
 from sparsity.models.mlp import MLPClassifierConfig
 from sparsity.models.vit import ViTConfig
 
 MODELS = {
     "vit": ViTConfig,
+    "gpt2": GPT2Config,
     "deep_mlp": DeepMLPConfig,
     "deep_cnn": DeepCNNConfig,
     "mlp": MLPClassifierConfig,

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from sparsity.config import ConfigError, build, to_dict
-from sparsity.data.mock import Mock
+from sparsity.data.mock import Mock, MockText
+from sparsity.data.pipeline import train_batches
 
 SHAPE = (6, 5, 3)
 
@@ -64,3 +65,29 @@ def test_impossible_settings_are_refused(settings, message):
 def test_an_unknown_split_is_refused():
     with pytest.raises(ConfigError, match='unknown split "tset"; did you mean "test"'):
         Mock(SHAPE, 4).load("tset")
+
+
+def test_every_split_has_its_own_random_text():
+    mock = MockText(40, 7)
+    splits = [mock.load(name).arrays() for name in ("train", "validation", "test")]
+    for split in splits:
+        for name in ("tokens", "targets"):
+            assert (split[name].shape, split[name].dtype) == ((MockText.examples, 40), np.int32)
+            assert set(split[name].ravel().tolist()) == set(range(7))
+        np.testing.assert_array_equal(split["targets"][:, :-1], split["tokens"][:, 1:])
+    assert len(np.unique(np.concatenate([s["tokens"] for s in splits]), axis=0)) == 3 * MockText.examples
+    np.testing.assert_array_equal(mock.load("test").arrays()["tokens"], splits[2]["tokens"])
+
+
+def test_mock_text_is_served_like_any_other_and_reads_back_from_its_json():
+    mock = MockText(5, 300)
+    assert build(MockText, to_dict(mock)) == mock == mock.mock()
+    batch = next(train_batches(mock, 8, 0, 0, process=0, processes=1))
+    for name, spec in mock.inputs.items():
+        assert (batch[name].shape, batch[name].dtype) == ((8, *spec.shape), spec.dtype)
+
+
+@pytest.mark.parametrize("field", ["length", "classes"])
+def test_impossible_settings_of_mock_text_are_refused(field):
+    with pytest.raises(ConfigError, match=rf"^config\.{field}: must be at least 1, got 0$"):
+        build(MockText, {"length": 4, "classes": 4, field: 0})

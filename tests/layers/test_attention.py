@@ -22,7 +22,7 @@ def linear(params, x):
     return x @ np.asarray(params["kernel"], np.float64) + np.asarray(params.get("bias", 0.0), np.float64)
 
 
-def reference(variables, heads):
+def reference(variables, heads, causal=False):
     """softmax(Q K^T / sqrt(d_head)) V and an output projection, head by head, in numpy float64."""
     p, x = variables["params"], np.asarray(X, np.float64)
     q, k, v = (linear(p[name], x) for name in ("query", "key", "value"))
@@ -32,6 +32,8 @@ def reference(variables, heads):
         for h in range(heads):
             part = (b, slice(None), slice(h * size, (h + 1) * size))
             scores = q[part] @ k[part].T / np.sqrt(size)
+            if causal:
+                scores[np.triu_indices(L, 1)] = -np.inf
             weights = np.exp(scores - scores.max(-1, keepdims=True))
             out[part] = weights / weights.sum(-1, keepdims=True) @ v[part]
     return linear(p["out"], out)
@@ -44,6 +46,35 @@ def test_the_output_is_the_formula(heads, use_bias):
     variables = parameters(module)
     # Scores reach 20, so float32 leaves 2e-6 in an exponent, times values of size 5.
     np.testing.assert_allclose(module.apply(variables, X, Context()), reference(variables, heads), rtol=1e-5, atol=3e-5)
+
+
+def test_causal_attention_is_the_formula_over_a_token_and_those_before_it():
+    module = SelfAttention(3, causal=True)
+    variables = parameters(module)
+    expected = reference(variables, 3, causal=True)
+    np.testing.assert_allclose(module.apply(variables, X, Context()), expected, rtol=1e-5, atol=3e-5)
+
+
+def test_the_output_of_causal_attention_has_no_slope_in_later_tokens():
+    module = SelfAttention(3, causal=True)
+    variables = parameters(module)
+    outputs = lambda x: module.apply(variables, x[None], Context())[0].sum(-1)
+    slope_LxLxD = np.asarray(jax.jacrev(outputs)(X[0]))
+    np.testing.assert_array_equal((slope_LxLxD != 0).any(-1), np.tril(np.ones((L, L), bool)))
+
+
+def test_scores_that_overflow_leave_causal_attention_finite():
+    module = SelfAttention(1, causal=True, dtype="bfloat16")
+    y = module.apply(parameters(module), 1e4 * X, Context())
+    assert np.isfinite(np.asarray(y, np.float32)).all()
+
+
+def test_the_initialisers_are_those_asked_for():
+    constant = jax.nn.initializers.constant
+    module = SelfAttention(3, kernel_init=constant(2.0), out_init=constant(3.0))
+    params = flax.core.meta.unbox(module.init(jax.random.key(0), X, Context()))["params"]
+    kernels = {name: float(layer["kernel"].min()) for name, layer in params.items()}
+    assert kernels == {"query": 2, "key": 2, "value": 2, "out": 3}
 
 
 def test_the_parameters_are_four_square_matrices_split_over_heads():

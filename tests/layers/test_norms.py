@@ -27,6 +27,12 @@ def test_the_epsilon_of_vit_shows_where_the_variance_is_small():
     np.testing.assert_allclose(np.abs(y), np.sqrt(0.5), rtol=1e-6)
 
 
+def test_another_epsilon_can_be_asked_for():
+    x = np.array([[1e-3, -1e-3] * 4], np.float32)  # variance 1e-6, one of 4 parts beside 3e-6
+    y = layer_norm("norm", epsilon=3e-6).apply({"params": {"scale": np.ones(8), "bias": np.zeros(8)}}, x)
+    np.testing.assert_allclose(np.abs(y), 0.5, rtol=1e-6)
+
+
 def test_a_fresh_layer_only_normalises_and_names_its_axis():
     y, variables = layer_norm("norm").init_with_output(jax.random.key(0), X)
     np.testing.assert_allclose(y, reference(X), rtol=3e-6, atol=3e-6)
