@@ -12,7 +12,7 @@ from launch import cli
 from sparsity import run as run_lib
 from sparsity.checkpoint import Checkpoints
 from sparsity.config import ConfigError, lookup
-from sparsity.evals import EVALS
+from sparsity.evals import EVALS, TASKS
 from sparsity.studies import report
 from sparsity.writer import write_json
 
@@ -28,6 +28,8 @@ def evaluate() -> int:
     names = tuple(_EVALS.value) or config.evals.names
     for name in names:
         lookup(EVALS, name, "evaluator")
+        if TASKS.get(name, config.model.task) != config.model.task:
+            raise ConfigError(f"--evals: {name} scores {TASKS[name]}, the run's task is {config.model.task}")
     if _OUT.value and not Path(_OUT.value).parent.is_dir():
         raise ConfigError(f"--out: no directory {Path(_OUT.value).parent}")
     engine = run_lib.Engine(config)
