@@ -43,6 +43,10 @@ from sparsity.writer import MetricsWriter, Progress, read_json, read_metrics, wr
 
 # The evaluator that scores validations in training, by the model's task.
 VALIDATION = {"classification": "accuracy", "reconstruction": "reconstruction", "language": "language"}
+# The one task that an evaluator scores; the others look at any model.
+SCORED = {evaluator: task for task, evaluator in VALIDATION.items()} | dict.fromkeys(
+    ("calibration", "robustness"), "classification"
+)
 
 
 class WorkdirError(ConfigError):
@@ -92,6 +96,8 @@ class RunConfig:
         for name in self.evals.names:
             if name not in EVALS:
                 raise ValueError(f'evals.names: unknown evaluator "{name}"{config_lib.nearest(name, EVALS)}')
+            if (task := SCORED.get(name, self.model.task)) != self.model.task:
+                raise ValueError(f"evals.names: {name} scores {task}, and the model's task is {self.model.task}")
         if self.data.classes is None and self.model.task == "classification":
             raise ValueError(f"data: {type(self.data).__name__} has no labels, and the model is a classifier")
         for name in self.model.inputs:
