@@ -44,7 +44,7 @@ def test_an_unknown_split_is_refused():
 def test_the_training_pixels_have_the_stated_mean_and_deviation():
     pixels = load_digits().images[np.arange(1797) % 10 < 7] / 16
     mean, std = pixels.mean(), pixels.std()
-    assert f"{mean:.3f} and {std:.3f}" .replace("0.", ".") in Digits.__doc__
+    assert f"{mean:.3f} and {std:.3f}".replace("0.", ".") in Digits.__doc__
     normalised = Digits().normalise(np.array([0.0, 1.0], np.float32))
     assert normalised.dtype == np.float32
     # Float32 division: one rounding.

@@ -64,3 +64,10 @@ def test_impossible_settings_are_refused(settings, message):
 def test_an_unknown_split_is_refused():
     with pytest.raises(ConfigError, match='unknown split "tset"; did you mean "test"'):
         Mock(SHAPE, 4).load("tset")
+
+
+def test_a_mock_of_data_without_labels_has_none():
+    mock = Mock(SHAPE, None)
+    assert mock.load("train").arrays().keys() == {"image"}
+    np.testing.assert_array_equal(mock.load("test").images, Mock(SHAPE, 4).load("test").images)
+    assert build(Mock, to_dict(mock)) == mock.mock() == mock
