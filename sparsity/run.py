@@ -93,7 +93,7 @@ class RunConfig:
             if name not in EVALS:
                 raise ValueError(f'evals.names: unknown evaluator "{name}"{config_lib.nearest(name, EVALS)}')
             if TASKS.get(name, self.model.task) != self.model.task:
-                raise ValueError(f"evals.names: {name} scores {TASKS[name]}, the model's task is {self.model.task}")
+                raise ValueError(f"evals.names: {name} scores {TASKS[name]}, and the model's task is {self.model.task}")
         if self.data.classes is None and self.model.task == "classification":
             raise ValueError(f"data: {type(self.data).__name__} has no labels, and the model is a classifier")
         for name in self.model.inputs:

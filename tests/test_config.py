@@ -204,3 +204,34 @@ def test_differences_lists_each_key_with_both_values():
     new = {"a": {"b": 1, "c": 3}, "same": [1, 2], "added": 5}
     assert differences(old, new) == {"a.c": (2, 3), "added": (None, 5), "gone": (4, None)}
     assert differences(old, old) == {}
+
+
+def test_a_later_choice_changes_no_hash_until_it_is_made():
+    @dataclasses.dataclass(frozen=True)
+    class Framed(Paper):
+        frame: Any = one_of(SHAPES, None, later=True)
+
+    @dataclasses.dataclass(frozen=True)
+    class Rounded(Paper):
+        frame: Any = one_of(SHAPES, Circle(), later=True)
+
+    for cls, chosen in ((Framed, Circle()), (Rounded, Circle(2.0))):
+        assert config_hash(cls()) == config_hash(Paper())
+        assert differences(to_dict(Paper()), to_dict(cls())) == {}
+        framed = cls(frame=chosen)
+        assert to_dict(framed)["frame"] == {"name": "circle", "radius": chosen.radius}
+        assert config_hash(framed) != config_hash(cls())
+        for paper in (cls(), framed):
+            assert build(cls, json.loads(json.dumps(to_dict(paper)))) == paper
+    assert to_dict(Rounded(frame=Square(1)))["frame"] == {"name": "square", "side": 1}
+
+
+def test_a_later_choice_is_refused_like_any_other():
+    @dataclasses.dataclass(frozen=True)
+    class Framed(Paper):
+        frame: Any = one_of(SHAPES, None, later=True)
+
+    with pytest.raises(ConfigError, match=r'^config\.frame\.name: unknown name "squar"; did you mean "square"\?$'):
+        build(Framed, {"frame": {"name": "squar", "side": 1}})
+    with pytest.raises(ConfigError, match=r'^config\.fram: unknown key; did you mean "frame"\?$'):
+        build(Framed, {"fram": {"name": "square", "side": 1}})

@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import io
 import json
@@ -6,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import numpy as np
@@ -14,10 +16,11 @@ from ml_collections import ConfigDict
 
 from sparsity import recipes
 from sparsity.checkpoint import Checkpoints
-from sparsity.config import ConfigError, differences, to_dict
-from sparsity.evals import EVALS
+from sparsity.config import ConfigError, config_hash, differences, to_dict
+from sparsity.evals import EVALS, TASKS
+from sparsity.ops.noise import Gaussian
 from sparsity.ops.sparsifiers import Relu
-from sparsity.run import Engine, Outcome, Workdir, WorkdirError, evaluate, run, run_config, smoke
+from sparsity.run import VALIDATION, Engine, Outcome, Workdir, WorkdirError, evaluate, run, run_config, smoke
 from sparsity.studies import report
 from sparsity.train.guard import Preempted
 from sparsity.writer import Progress, read_metrics
@@ -342,6 +345,19 @@ def test_an_unwritable_workdir_is_one_line(tmp_path, tiny_config):
         ({"steps": 0}, "config.steps: must be at least 1"),
         ({"name": "a/b"}, "config.name: letters, digits"),
         ({"data.name": "digit"}, 'config.data.name: unknown name "digit"; did you mean "digits"?'),
+        ({"noise": {"name": "gausian", "sigma": 1.0}},
+         'config.noise.name: unknown name "gausian"; did you mean "gaussian"?'),
+        ({"noise": {"name": "gaussian", "sgma": 1.0}}, 'config.noise.sgma: unknown key; did you mean "sigma"?'),
+        ({"noise": {"sigma": 1.0}}, "config.noise: expected a section with a name; valid: gaussian, laplace, "),
+        ({"noise": {"name": "gaussian", "sigma": 1.0, "schedule": {"name": "linear_to_zer"}}},
+         'config.noise.schedule.name: unknown name "linear_to_zer"; did you mean "linear_to_zero"?'),
+        ({"model.mlp.noise": {"name": "poison", "sigma": 1.0}},
+         'config.model.mlp.noise.name: unknown name "poison"; did you mean "poisson"?'),
+        ({"penalty": {"name": "l_1", "weight": 1.0}}, 'config.penalty.name: unknown name "l_1"; did you mean "l1"?'),
+        ({"penalty": {"name": "jacobian", "sigma": 1.0}}, "config.penalty: jacobian is that of an autoencoder"),
+        ({"data": {"name": "photos"}}, "config.data: Photos has no labels, and the model is a classifier"),
+        ({"evals.names": ("reconstruction",)},
+         "config.evals.names: reconstruction scores reconstruction, and the model's task is classification"),
     ],
 )  # fmt: skip
 def test_impossible_configs_are_refused_before_anything_is_built(tiny_config, change, message):
@@ -425,3 +441,205 @@ def test_the_devices_of_an_engine_can_be_given(tiny_config):
     engine = Engine(run_config(tiny_config), jax.devices()[:2])
     assert engine.mesh.devices.ravel().tolist() == jax.devices()[:2]
     assert {s.mesh for s in jax.tree.leaves(engine.placed)} == {engine.mesh}
+
+
+def _autoencoder():
+    """An autoencoder of seconds, on patches of photographs, with every addition to plain training."""
+    return ConfigDict(
+        {
+            "name": "tiny",
+            "steps": 4,
+            "batch": 16,
+            "accumulate": 2,
+            "seed": 0,
+            "model": {
+                "name": "autoencoder",
+                "mlp": {
+                    "d_ff": 24,
+                    "sparsifier": {"name": "relu"},
+                    "init": "torch",
+                    "noise": {"name": "gaussian", "sigma": 0.05},
+                },
+            },
+            "data": {"name": "photos", "patch": 4, "count": 70, "contrast": "zero_mean"},
+            "noise": {
+                "name": "gaussian",
+                "sigma": 0.1,
+                "schedule": {"name": "linear_to_zero", "start": 2, "length": 4},
+            },
+            "penalty": {"name": "l1", "weight": 1e-3},
+            "optimizer": {
+                "learning_rate": 1e-2,
+                "rule": {"name": "adamw", "weight_decay": 0.0},
+                "schedule": {"name": "constant", "warmup": 0},
+                "grad_clip": 1.0,
+            },
+            "mesh": {"data": 1},
+            "every": {"record": 2, "eval": 2, "checkpoint": 2, "speed": 2},
+            "evals": {
+                "names": ("reconstruction", "sparsity", "neurons", "units", "cost"),
+                "batch": 16,
+                "noise": True,
+            },
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def denoised(tmp_path_factory):
+    """A finished run of the tiny autoencoder, shared by the tests that only look at one."""
+    workdir = tmp_path_factory.mktemp("denoised") / "w"
+    return workdir, run(run_config(_autoencoder()), workdir, Quiet())
+
+
+def test_an_autoencoder_with_noise_and_a_penalty_finishes_with_its_records(denoised):
+    workdir, outcome = denoised
+    assert (outcome.status, outcome.step) == ("finished", 4)
+    by_kind = {}
+    for record in read_metrics(workdir / "metrics.jsonl"):
+        by_kind.setdefault(record["kind"], []).append(record)
+    assert [r["step"] for r in by_kind["train"]] == [0, 1, 2, 3]
+    for record in by_kind["train"]:
+        assert set(record) == {"kind", "step", "loss", "penalty", "grad_norm", "learning_rate"}
+        assert record["penalty"] > 0
+    for kind in ("sparsity", "gradients", "weights"):
+        assert [r["step"] for r in by_kind[kind]] == [0, 2, 3]
+    (layer,) = by_kind["sparsity"][0]["layers"].values()
+    assert layer["n"] == 16
+    assert layer["nonzero"] >= layer["above"][0] >= layer["above"][1] > 0
+    modules = by_kind["weights"][0]["modules"]
+    assert set(modules) == set(by_kind["gradients"][0]["norms"]) == {"hidden/wi", "hidden/wo"}
+    assert all(np.isfinite(list(one.values())).all() and len(one) == 4 for one in modules.values())
+    # U(+-1 / sqrt(16)) has the variance 1 / 48: 16 weights of a unit have a norm of about sqrt(1 / 3) = 0.58.
+    assert modules["hidden/wi"]["norm_mean"] == pytest.approx(3**-0.5, rel=0.1)
+    assert {"mse", "explained", "nonzero.mean", "dead.mean"} <= set(by_kind["validation"][0])
+
+
+def test_an_autoencoder_is_measured_by_what_it_was_asked_for(denoised):
+    _, outcome = denoised
+    found = _network_measures(outcome)
+    assert {"mse", "explained", "nonzero.hidden", "units.silent.hidden", "units.z_skewness.hidden"} <= set(found)
+    assert found["mse"].n == 20  # two 7ths of 70
+    assert found["units.density.hidden"].n == 70  # one epoch of the training split
+    assert all(m.definition and np.isfinite(m.value) for m in found.values())
+    assert "accuracy" not in found
+    assert np.shape(outcome.arrays["examples"]["outputs"]) == (10, 4, 4, 1)
+
+
+def test_a_stopped_noisy_run_resumes_to_the_uninterrupted_result(denoised, tmp_path):
+    workdir, outcome = denoised
+
+    class StopAt3(Quiet):
+        def update(self, done):
+            if done == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    config = run_config(_autoencoder())
+    with pytest.raises(Preempted):
+        run(config, tmp_path / "w", StopAt3())
+    resumed = run(config, tmp_path / "w", Quiet())
+    assert _digest(tmp_path / "w") == _digest(workdir)
+    assert _network_measures(resumed) == _network_measures(outcome)
+    assert run(config, tmp_path / "w", Quiet()).resumed
+    timeless = lambda path: [r for r in read_metrics(path / "metrics.jsonl") if r["kind"] != "speed"]
+    assert timeless(tmp_path / "w") == timeless(workdir)
+
+
+def test_the_noise_of_a_run_reaches_its_loss_and_its_evaluation(denoised, tmp_path):
+    """With the same parameters at step 0, noise makes another loss, and another validation if `evals.noise`."""
+    workdir, _ = denoised
+    noisy = read_metrics(workdir / "metrics.jsonl")
+    first = lambda records, kind: next(r for r in records if r["kind"] == kind)
+    config = _autoencoder()
+    config.steps, config.evals.noise, config.evals.names = 1, False, ("reconstruction",)
+    run(run_config(config), tmp_path / "clean_eval", Quiet())
+    clean_eval = read_metrics(tmp_path / "clean_eval" / "metrics.jsonl")
+    assert first(clean_eval, "train") == first(noisy, "train")
+    assert first(clean_eval, "validation")["mse"] != first(noisy, "validation")["mse"]
+    config.noise, config.model.mlp.noise = None, None
+    run(run_config(config), tmp_path / "clean", Quiet())
+    clean = read_metrics(tmp_path / "clean" / "metrics.jsonl")
+    assert first(clean, "train")["loss"] != first(noisy, "train")["loss"]
+    assert first(clean, "validation") == first(clean_eval, "validation")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"noise": {"name": "gaussian", "sigma": 0.2}}, "noise.sigma: 0.1 there, 0.2 asked for"),
+        ({"noise": None}, "noise.name: 'gaussian' there, None asked for"),
+        ({"penalty": None}, "penalty.name: 'l1' there, None asked for"),
+        ({"penalty": {"name": "l2", "weight": 1e-3}}, "penalty.name: 'l1' there, 'l2' asked for"),
+    ],
+)
+def test_a_workdir_made_with_other_noise_or_another_penalty_is_refused(denoised, change, message):
+    workdir, _ = denoised
+    with pytest.raises(WorkdirError) as caught:
+        run(run_config(_autoencoder().to_dict() | change), workdir, Quiet())
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_whether_evaluations_are_noisy_may_change_on_resume(denoised):
+    workdir, _ = denoised
+    config = _autoencoder()
+    config.evals.noise = False
+    Workdir(workdir).refuse_other(run_config(config))
+
+
+def test_a_smoke_run_of_an_autoencoder_keeps_noise_penalty_and_evaluators(tmp_path):
+    config = _autoencoder()
+    config.model.mlp.d_ff = 10_000
+    real = run_config(config)
+    small = smoke(real)
+    assert (small.noise, small.penalty, small.accumulate) == (real.noise, real.penalty, 2)
+    assert small.model.mlp == dataclasses.replace(real.model.mlp, d_ff=32)
+    assert (small.data.image_shape, small.data.classes) == ((4, 4, 1), None)
+    outcome = run(small, tmp_path, Quiet())
+    assert (outcome.status, outcome.step) == ("finished", 2)
+    assert {"mse", "units.rare.hidden"} <= set(_network_measures(outcome))
+
+
+def test_noise_on_numbers_of_tokens_is_refused(tiny_config):
+    config = run_config(tiny_config)
+    tokens = {"tokens": jax.ShapeDtypeStruct((5,), np.int32)}
+    reads_tokens = types.SimpleNamespace(inputs=("tokens",), task="language", check_input=lambda shape: None)
+    changes = {
+        "model": reads_tokens,
+        "data": types.SimpleNamespace(inputs=tokens, classes=7),
+        "evals": dataclasses.replace(config.evals, names=("language",)),
+    }
+    assert dataclasses.replace(config, **changes).input_shape == (5,)
+    with pytest.raises(ValueError, match=r"^noise: the model reads tokens, which takes none; see the MLP's own noise$"):
+        dataclasses.replace(config, **changes, noise=Gaussian(0.1))
+
+
+def test_data_without_what_the_model_reads_is_refused(tiny_config):
+    reads_tokens = types.SimpleNamespace(inputs=("tokens",), task="language")
+    tiny_config.evals.names = ()
+    config = run_config(tiny_config)
+    with pytest.raises(ValueError, match=r"^data: Digits has no tokens for the model to read, only image$"):
+        dataclasses.replace(config, model=reads_tokens)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "calibration", "robustness", "language"])
+def test_evaluators_that_score_another_task_are_refused_before_anything_is_trained(name):
+    config = _autoencoder()
+    config.evals.names = ("sparsity", name)
+    with pytest.raises(ConfigError, match=rf"^config\.evals\.names: {name} scores .* task is reconstruction$"):
+        run_config(config)
+
+
+def test_every_task_has_an_evaluator_that_scores_it_in_training():
+    assert {TASKS[name]: name for name in VALIDATION.values()} == VALIDATION
+    assert TASKS.keys() <= EVALS.keys()
+
+
+def test_configs_of_before_there_was_noise_keep_their_hash():
+    """Their workdirs are named after it. The hashes are those of revision cad51f3."""
+    config = recipes.vit_digits()
+    assert config_hash(run_config(config)) == "3a309afb3b"
+    assert config_hash(run_config(recipes.with_top_k(config, 64))) == "fd263a9cc8"
+    noisy = config.copy_and_resolve_references()
+    noisy.noise = ConfigDict({"name": "gaussian", "sigma": 0.1})
+    assert config_hash(run_config(noisy)) != "3a309afb3b"

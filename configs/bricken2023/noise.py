@@ -31,10 +31,11 @@ SEEDS = 3
 def get_config(arg: str = "0.8") -> ConfigDict:
     """The first run at a sigma of the paper: "[photos/|digits/|paper/]SIGMA"."""
     data, _, sigma = arg.rpartition("/")
-    data = data or "photos"
-    if data not in BASES:
-        raise ValueError(f'unknown data "{data}" of "{arg}"; valid: {", ".join(BASES)}')
-    return _run(data, float(sigma), 0)
+    data, sigmas = data or "photos", {f"{s:g}": s for s in recipes.BRICKEN_SIGMAS}
+    for what, name, known in (("data", data, BASES), ("sigma", sigma, sigmas)):
+        if name not in known:
+            raise ValueError(f'unknown {what} "{name}" of "{arg}"; valid: {", ".join(known)}')
+    return _run(data, sigmas[sigma], 0)
 
 
 def _run(data: str, sigma: float, seed: int) -> ConfigDict:

@@ -26,6 +26,7 @@ class Mock(ImageSource):
     classes: int | None
 
     examples: ClassVar[int] = 16  # of every split
+    std: ClassVar[float] = 1.0  # of pixels as the model reads them
 
     def __post_init__(self):
         if min(self.image_shape) < 1:

@@ -15,7 +15,7 @@ def reconstruction(subject: Subject) -> Result:
     axes = tuple(range(1, images.ndim))
     spread = ((images - images.mean(0, dtype=np.float64)) ** 2).mean(axes)
     text = f"mean over {split} examples of the mean over pixels of (clean image - output)^2"
-    variance = float(spread.mean())
+    variance = float(spread.mean()) or np.nan  # images that are all the same leave nothing to explain
     explained = "1 - (mean squared error) / (variance of the pixels about their means over examples)"
     return Result(
         (

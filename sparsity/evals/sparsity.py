@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,11 +16,13 @@ from sparsity.layers.sparsify import DEFINITION, SparsityStats
 def by_layer(tree: Mapping[str, Any]) -> dict[str, SparsityStats]:
     """The sown collection as {layer name: stats}; a layer is named by the path above its MLP.
 
-    Statistics stacked by `nn.scan` under `layers` become `layers_0`, `layers_1`, ..., in the order of the scan.
+    Layers stand in the order of their numbers, `block_10` after `block_9`. Statistics stacked by `nn.scan` under
+    `layers` become `layers_0`, `layers_1`, ..., in the order of the scan.
     """
     out = {}
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, SparsityStats))
-    for path, stats in leaves:
+    numbered = lambda leaf: [[int(s) if s.isdigit() else s for s in re.split(r"(\d+)", p.key)] for p in leaf[0]]
+    for path, stats in sorted(leaves, key=numbered):
         names = [p.key for p in path]
         name = "/".join(n for n in names if n not in ("mlp", "sparsify", "stats"))
         if np.ndim(stats.examples) == 0:

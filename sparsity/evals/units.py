@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from sparsity.evals.neurons import share
-from sparsity.evals.result import Measure, Result, Subject
+from sparsity.evals.result import Measure, Result, Subject, mean_and_se
 from sparsity.evals.sparsity import nonzero_fraction
 from sparsity.layers.sparsify import FLAT, THRESHOLDS, SparsityStats
+
+_STILL = 0.03  # deviation over root mean square, below which a unit's pre-activation has no skewness
 
 
 def units(subject: Subject) -> Result:
@@ -76,34 +78,31 @@ def _moments(layer: str, stats: SparsityStats, where: str) -> list[Measure]:
     mean, square, cube = stats.power_3xF / stats.tokens
     variance = np.maximum(square - mean**2, 0)
     third = cube - 3 * mean * square + 2 * mean**3
-    with np.errstate(invalid="ignore", divide="ignore"):
-        skewness = np.where(variance > 0, third / variance**1.5, np.nan)
+    # From sums of float32 nothing is left of the third moment of a unit that hardly varies. NaN is not such a one.
+    varies = ~(variance <= _STILL**2 * square)
+    skewness = third[varies] / variance[varies] ** 1.5
     n = len(mean)
-    error = lambda values: float(np.nanstd(values, ddof=1) / np.isfinite(values).sum() ** 0.5) if n > 1 else None
     text = "of its pre-activation on"
     return [
         Measure(
             f"units.z_mean.{layer}",
-            float(mean.mean()),
-            error(mean),
+            *mean_and_se(mean),
             n,
             f"mean over units of the mean {text} {where}",
             "",
         ),
         Measure(
             f"units.z_std.{layer}",
-            float(np.sqrt(variance).mean()),
-            error(np.sqrt(variance)),
+            *mean_and_se(np.sqrt(variance)),
             n,
             f"mean over units of the standard deviation {text} {where}",
             "",
         ),
         Measure(
             f"units.z_skewness.{layer}",
-            float(np.nanmean(skewness)),
-            error(skewness),
-            n,
-            f"mean over units of the skewness {text} {where}",
+            *(mean_and_se(skewness) if len(skewness) else (float("nan"), None)),
+            len(skewness),
+            f"mean over units that vary by at least {_STILL:.0%} of their size of the skewness {text} {where}",
             "",
         ),
         Measure(

@@ -117,17 +117,17 @@ class SparseMLP(nn.Module):
 
         reads, writes = _initializers(cfg, d_model, self.residuals)
 
-        def into(name):
-            use_bias = cfg.use_bias and not cfg.shared_bias
-            return dense(cfg.d_ff, ("embed", "mlp"), use_bias=use_bias, dtype=self.dtype, name=name, **reads)
+        def into(name, use_bias, scale=1.0):
+            inits = reads | {"kernel_init": lambda *args: scale * reads["kernel_init"](*args)}
+            return dense(cfg.d_ff, ("embed", "mlp"), use_bias=use_bias, dtype=self.dtype, name=name, **inits)
 
-        z_BxLxF = into("wi")(x_BxLxD)
+        z_BxLxF = into("wi", cfg.use_bias and not cfg.shared_bias, cfg.scale)(x_BxLxD)
         if cfg.shared_bias:
             z_BxLxF = z_BxLxF + self.param("shared_bias", named(nn.initializers.zeros), ()).astype(z_BxLxF.dtype)
         z_BxLxF = axes.constrain(z_BxLxF, ("batch", "length", "mlp"))
         h_BxLxF = Sparsify(cfg.sparsifier, name="sparsify")(z_BxLxF, ctx)
         if cfg.gated:
-            h_BxLxF = h_BxLxF * into("wi_gate")(x_BxLxD)
+            h_BxLxF = h_BxLxF * into("wi_gate", cfg.use_bias)(x_BxLxD)
         h_BxLxF = nn.Dropout(cfg.dropout, deterministic=not ctx.train)(h_BxLxF)
         features = self.features or d_model
         out = dense(features, ("mlp", "embed"), use_bias=cfg.use_bias, dtype=self.dtype, name="wo", **writes)
@@ -149,8 +149,7 @@ def _initializers(
     if cfg.init == "edge_of_chaos":
         reads = {"kernel_init": initializers.input_weights()}
         writes = {"kernel_init": initializers.edge_weights(cfg.edge), "bias_init": initializers.edge_biases(cfg.edge)}
-    unscaled = reads["kernel_init"]
-    return reads | {"kernel_init": lambda *args: cfg.scale * unscaled(*args)}, writes
+    return reads, writes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from sparsity.layers.mlp import MLPConfig, SparseMLP, mlp_flops
 from sparsity.layers.sparsify import Context
@@ -49,9 +50,11 @@ class AutoencoderConfig:
         return ("hidden",)
 
     def encoder(self, params: Any) -> tuple[jax.Array, jax.Array]:
-        """W_e [inputs, F] and b_e, [F] or [] if it is shared."""
+        """W_e [inputs, F] and b_e, [F], or [] if it is shared or there is none."""
         hidden = params["hidden"]
-        return hidden["wi"]["kernel"], hidden["shared_bias"] if self.mlp.shared_bias else hidden["wi"]["bias"]
+        if self.mlp.shared_bias:
+            return hidden["wi"]["kernel"], hidden["shared_bias"]
+        return hidden["wi"]["kernel"], hidden["wi"].get("bias", jnp.zeros(()))
 
     @property
     def phi(self) -> Sparsifier:

@@ -313,8 +313,14 @@ class TopK(Sparsifier):
 
     def kept(self, step, units: int) -> jax.Array:
         """Units kept of `units` at `step`: floor(units - (units - k) step / anneal), not below k; traced."""
-        done = jnp.minimum(jnp.asarray(step, jnp.float32) / self.anneal, 1.0) if self.anneal else 1.0
-        return jnp.maximum(jnp.floor(units - (units - self.k) * done), self.k).astype(jnp.int32)
+        if not self.anneal:
+            return jnp.int32(self.k)
+        step, all_dropped = jnp.clip(jnp.asarray(step, jnp.int32), 0, self.anneal), units - self.k
+        # ceil(all_dropped step / anneal), exactly: the product may wrap around, its distance to the multiple of
+        # `anneal` that float32 finds nearby does not.
+        near = jnp.floor(jnp.float32(all_dropped) * step.astype(jnp.float32) / self.anneal).astype(jnp.int32)
+        left = all_dropped * step - near * self.anneal
+        return units - (near - (-left) // self.anneal)
 
     def _keep(self, z, k, xp=jnp):
         if xp is not jnp:

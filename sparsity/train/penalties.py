@@ -91,8 +91,8 @@ class Jacobian(Penalty):
         return self.sigma**2 / wo_FxN.shape[1] * jnp.einsum("bf,bf->b", slope_BxF @ coupling_FxF, slope_BxF)
 
     def check(self, model):
-        if model.task != "reconstruction" or not model.mlp.sparsifier.elementwise:
-            raise ValueError("penalty: jacobian is that of an autoencoder whose units act one by one")
+        if model.task != "reconstruction" or not model.mlp.sparsifier.elementwise or model.mlp.dropout:
+            raise ValueError("penalty: jacobian is that of an autoencoder whose units act one by one, without dropout")
 
 
 PENALTIES: dict[str, type[Penalty]] = {"l1": L1, "l2": L2, "jacobian": Jacobian}

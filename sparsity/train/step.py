@@ -112,9 +112,15 @@ class Objective:
 
 
 def _activated(tree: Any) -> dict[str, Activated]:
-    """The handed out activations by the path of their module."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, Activated))
-    return {"/".join(p.key for p in path[:-1]): layer for path, layer in leaves}
+    """The handed out activations by the path of their module; scanned layers one by one, numbered."""
+    out = {}
+    for path, layer in jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, Activated)):
+        names = [p.key for p in path[:-1]]
+        if "layers" in names:
+            out |= {f"{'/'.join(names)}_{i}": jax.tree.map(lambda x, i=i: x[i], layer) for i in range(len(layer.h))}
+        else:
+            out["/".join(names)] = layer
+    return out
 
 
 def gradients(objective: Objective, record: bool, accumulate: int = 1):

@@ -91,3 +91,10 @@ def test_mock_text_is_served_like_any_other_and_reads_back_from_its_json():
 def test_impossible_settings_of_mock_text_are_refused(field):
     with pytest.raises(ConfigError, match=rf"^config\.{field}: must be at least 1, got 0$"):
         build(MockText, {"length": 4, "classes": 4, field: 0})
+
+
+def test_a_mock_of_data_without_labels_has_none():
+    mock = Mock(SHAPE, None)
+    assert mock.load("train").arrays().keys() == {"image"}
+    np.testing.assert_array_equal(mock.load("test").images, Mock(SHAPE, 4).load("test").images)
+    assert build(Mock, to_dict(mock)) == mock.mock() == mock

@@ -173,3 +173,45 @@ def test_without_labels_neither_examples_nor_evaluation_batches_have_one():
     for a, b in zip(got, expected, strict=True):
         for key in a:
             np.testing.assert_array_equal(a[key], b[key])
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole(Numbered):
+    """The same without augmentation: its batches are cut out whole."""
+
+    augments: ClassVar[bool] = False
+
+
+@pytest.mark.parametrize("batch", [1, 4, 13, 20])
+def test_batches_that_are_cut_out_whole_are_those_made_example_by_example(batch):
+    assert_equal(single(Whole(), batch, 0, 0, 7), single(Numbered(noisy=False), batch, 0, 0, 7))
+    assert {b["image"].dtype for b in single(Whole(), batch, 0, 0, 1)} == {np.dtype("float32")}
+
+
+def test_whole_batches_resume_and_are_shared_among_processes_too():
+    expected = single(Whole(), 8, 0, 0, 9)
+    assert_equal(single(Whole(), 8, 0, 4, 5), expected[4:])
+    shares = [take(train_batches(Whole(), 8, 0, 0, process=p, processes=2), 9) for p in range(2)]
+    joined = [{key: np.concatenate([s[key] for s in step]) for key in step[0]} for step in zip(*shares, strict=True)]
+    assert_equal(joined, expected)
+
+
+@pytest.mark.parametrize("labels", [np.arange(7, dtype=np.int32), None], ids=["labels", "no labels"])
+def test_examples_are_taken_by_an_array_of_indices(labels):
+    images = np.random.default_rng(0).random((7, 2, 2, 1)).astype(np.float32)
+    split = Split(images, labels)
+    index = np.array([3, 0, 3])
+    taken = split.take(index)
+    np.testing.assert_array_equal(taken["image"], images[index])
+    assert ("label" in taken) == (labels is not None)
+    for i, one in enumerate(index):
+        assert all((taken[key][i] == split[one][key]).all() for key in taken)
+
+
+def test_the_model_reads_normalised_images_and_everything_else_as_it_is():
+    arrays = Numbered().load("train").arrays()
+    read = Numbered().model_input(arrays)
+    np.testing.assert_array_equal(read["image"], arrays["image"] / 2)
+    assert read["label"] is arrays["label"]
+    assert Numbered().inputs["image"].shape == (1, 1, 1)
+    assert Numbered().inputs["image"].dtype == np.float32

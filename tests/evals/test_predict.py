@@ -8,10 +8,12 @@ from sparsity.evals.predict import make_predict
 from sparsity.evals.sparsity import nonzero_fraction
 from sparsity.layers.mlp import MLPConfig
 from sparsity.layers.sparsify import Context
+from sparsity.models.autoencoder import AutoencoderConfig
 from sparsity.models.vit import ViTConfig
-from sparsity.ops.sparsifiers import Relu
+from sparsity.ops.noise import Gaussian, LinearToZero
+from sparsity.ops.sparsifiers import Relu, TopK
 from sparsity.spmd import MeshConfig, make_mesh
-from sparsity.train.losses import Losses, classification
+from sparsity.train.losses import Losses, classification, reconstruction
 
 N, CLASSES = 10, 3
 RNG = np.random.default_rng(0)
@@ -92,3 +94,79 @@ def test_predictions_without_labels_have_none(mesh, variables, whole):
     got = make_predict(MODEL, ("image",), unscored, mesh, N)(variables, {"image": IMAGES})
     assert got.labels is None
     np.testing.assert_array_equal(got.logits, whole.logits)
+
+
+def test_single_losses_are_handed_out_without_padding(mesh, variables, whole):
+    got = predictor(mesh, 4)(variables, ARRAYS)
+    expected = classification(jnp.asarray(whole.logits), {"label": LABELS})
+    np.testing.assert_allclose(got.losses.loss, expected.loss, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(got.losses.correct, whole.correct)
+    np.testing.assert_array_equal(got.losses.count, np.ones(N))
+
+
+def test_outputs_that_are_not_kept_leave_losses_and_statistics(mesh, variables, whole):
+    got = predictor(mesh, N, keep_outputs=False)(variables, ARRAYS)
+    assert got.outputs is None
+    np.testing.assert_allclose(got.losses.loss, whole.losses.loss, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), got.stats, whole.stats)
+
+
+# An autoencoder that hands its (positive) pixels through: what comes out shows the noise.
+AUTOENCODER = AutoencoderConfig(MLPConfig(16, Relu()))
+IDENTITY = {"kernel": jnp.eye(16), "bias": jnp.zeros(16)}
+THROUGH = {"params": {"hidden": {"wi": IDENTITY, "wo": IDENTITY}}}
+PIXELS = {"image": np.full((N, 4, 4, 1), 10, np.float32)}
+
+
+def noisy_predictor(mesh, batch=4, inner=None, **settings):
+    module = AutoencoderConfig(MLPConfig(16, Relu(), noise=inner)).build(None)
+    return make_predict(module, ("image",), reconstruction, mesh, batch, **settings)
+
+
+@pytest.mark.parametrize("place", ["noise", "inner"])
+def test_noise_is_on_where_it_is_asked_for_and_the_loss_compares_with_the_clean_image(mesh, place):
+    predict = noisy_predictor(mesh, **{place: Gaussian(0.5)})
+    clean = predict(THROUGH, PIXELS)
+    np.testing.assert_array_equal(clean.outputs, PIXELS["image"])
+    np.testing.assert_array_equal(clean.losses.loss, np.zeros(N))
+    noisy = predict(THROUGH, PIXELS, noisy=True)
+    noise = noisy.outputs - PIXELS["image"]
+    assert len(np.unique(noise)) > 0.99 * noise.size  # fresh for each pixel, example and batch
+    np.testing.assert_allclose(noisy.losses.loss, (noise**2).mean((1, 2, 3)), rtol=1e-5)
+    # The mean of 160 squares of N(0, 1/4) has the standard error sqrt(2 / 160) / 4: five times that.
+    assert noisy.losses.loss.mean() == pytest.approx(0.25, rel=5 * (2 / 160) ** 0.5)
+
+
+def test_the_noise_of_a_prediction_is_a_function_of_seed_step_and_batch(mesh):
+    predict, other = (noisy_predictor(mesh, noise=Gaussian(0.5), seed=seed) for seed in (0, 1))
+    one = predict(THROUGH, PIXELS, noisy=True, step=3)
+    np.testing.assert_array_equal(one.outputs, predict(THROUGH, PIXELS, noisy=True, step=3).outputs)
+    np.testing.assert_array_equal(one.outputs, predict(THROUGH, PIXELS, True, 3).outputs)
+    assert (one.outputs != predict(THROUGH, PIXELS, noisy=True, step=4).outputs).all()
+    assert (one.outputs != other(THROUGH, PIXELS, noisy=True, step=3).outputs).all()
+    # Fewer examples: the same first batch, and a padded last one.
+    few = predict(THROUGH, {"image": PIXELS["image"][:6]}, noisy=True, step=3)
+    np.testing.assert_array_equal(few.outputs, one.outputs[:6])
+
+
+def test_the_size_of_the_noise_is_that_of_the_step(mesh):
+    predict = noisy_predictor(mesh, noise=Gaussian(0.5, schedule=LinearToZero(10, 4)))
+    outputs = lambda step: predict(THROUGH, PIXELS, noisy=True, step=step).outputs
+    np.testing.assert_array_equal(outputs(14), PIXELS["image"])
+    # 160 draws of deviation 0.25, good to 1 / sqrt(320): five times that.
+    assert (outputs(12) - 10).std() == pytest.approx(0.25, rel=5 / 320**0.5)
+
+
+def test_units_kept_go_by_the_step_too(mesh):
+    module = AutoencoderConfig(MLPConfig(16, TopK(k=4, anneal=8))).build(None)
+    predict = make_predict(module, ("image",), reconstruction, mesh, N)
+    for step, kept in ((0, 16), (4, 10), (8, 4)):
+        assert (predict(THROUGH, PIXELS, step=step).outputs != 0).sum() == N * kept
+
+
+def test_noisy_predictions_are_the_same_on_a_mesh_of_eight(mesh):
+    settings = {"batch": 8, "noise": Gaussian(0.5), "inner": Gaussian(0.3)}
+    one, eight = (noisy_predictor(m, **settings) for m in (mesh, make_mesh(MeshConfig(4, 2))))
+    expected, got = (predict(THROUGH, PIXELS, noisy=True) for predict in (one, eight))
+    np.testing.assert_allclose(got.outputs, expected.outputs, rtol=1e-6)
+    assert (expected.outputs != PIXELS["image"]).all()

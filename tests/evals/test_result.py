@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -92,6 +93,23 @@ def test_a_subject_is_asked_once_for_its_clean_predictions_with_normalised_image
     assert not noisy
     np.testing.assert_array_equal(inputs, np.zeros((2, 4, 4, 1)))
     np.testing.assert_array_equal(labels, [0, 2])
+
+
+@pytest.mark.parametrize("noise", [False, True])
+def test_a_subject_is_under_noise_if_the_evaluation_says_so_and_on_the_training_split_always(make_subject, noise):
+    asked, loaded = [], []
+
+    def predict(arrays, noisy):
+        asked.append(noisy)
+        return Predictions(None, arrays, None, {})
+
+    subject = make_subject(predict=predict, noise=noise)
+    load = subject.load
+    subject = dataclasses.replace(subject, load=lambda split: loaded.append(split) or load(split))
+    for _ in range(2):
+        _ = subject.clean, subject.trained
+    assert asked == [noise, True]
+    assert loaded == ["test", "train"]
 
 
 @pytest.mark.parametrize(

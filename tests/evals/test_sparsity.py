@@ -97,6 +97,16 @@ def test_a_layer_is_named_by_the_path_above_its_mlp():
     assert by_layer({}) == {}
 
 
+def test_layers_stand_in_the_order_of_their_numbers():
+    stats = sums(1.0, 0.5, 0.25)
+    names = [f"block_{i}" for i in range(12)]
+    tree = {name: {"mlp": {"sparsify": {"stats": stats}}} for name in reversed(names)}
+    assert list(by_layer({"encoder": tree, "decoder": tree})) == [
+        f"{n}/{b}" for n in ("decoder", "encoder") for b in names
+    ]
+    assert list(by_layer({"first": {"stats": stats}, **tree})) == [*names, "first"]
+
+
 def test_layers_stacked_by_a_scan_are_numbered_in_its_order():
     z = np.stack([random_z(i) for i in range(11)])
     stacked = jax.vmap(lambda part: sparsity_stats(part, jnp.maximum(part, 0)))(jnp.asarray(z))

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
-from sparsity.layers.initializers import edge_biases, edge_of, edge_weights, input_weights
+from sparsity.layers.initializers import edge_biases, edge_of, edge_weights, fan_in_uniform, input_weights
 from sparsity.ops.sparsifiers import ClippedRelu, ClippedSoftThreshold, Gelu, Relu, Sigmoid, SoftThreshold, TopK
 from sparsity.theory.edge_of_chaos import BifurcationWarning, solve
 from sparsity.theory.maps import MeanField
@@ -28,6 +29,16 @@ def test_biases_have_their_variance_and_vanish_where_the_theory_asks_for_none():
     b = np.asarray(edge_biases(edge)(jax.random.key(0), (100_000,)), np.float64)
     assert b.var() == pytest.approx(edge.sigma_b2, rel=4 * (2 / b.size) ** 0.5)
     np.testing.assert_array_equal(edge_biases(edge_of(Relu(), 1.0))(jax.random.key(0), (10,)), 0)
+
+
+@pytest.mark.parametrize(("fan_in", "scale"), [(1, 1.0), (25, 1.0), (25, 3.0)])
+def test_fan_in_uniform_is_uniform_up_to_its_limit_in_any_shape(fan_in, scale):
+    u = fan_in_uniform(fan_in, scale)(jax.random.key(0), (100, 50))
+    u = np.asarray(u, np.float64).ravel() * fan_in**0.5 / scale
+    # Kolmogorov's statistic of the true distribution exceeds 1.95 / sqrt(n) once in a thousand samples.
+    assert stats.kstest(u, stats.uniform(-1, 2).cdf).statistic < 1.95 / u.size**0.5
+    assert np.abs(u).max() <= 1 + 1e-6
+    assert fan_in_uniform(4)(jax.random.key(0), (3,), jnp.bfloat16).dtype == jnp.bfloat16
 
 
 def variances(sparsifier, q, depth, width, seeds):

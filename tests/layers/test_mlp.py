@@ -6,9 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsity.config import ConfigError, build
+from sparsity.config import ConfigError, build, to_dict
 from sparsity.layers.mlp import MLPConfig, MLPFlops, SparseMLP, mlp_flops
-from sparsity.layers.sparsify import STATS, Context
+from sparsity.layers.noise import NOISE
+from sparsity.layers.sparsify import ACTIVATIONS, STATS, Context
+from sparsity.ops.noise import Gaussian, LinearToZero
 from sparsity.ops.sparsifiers import ClippedRelu, Gelu, Relu, SoftThreshold, TopK
 
 B, L, D, F = 3, 4, 5, 12
@@ -168,6 +170,12 @@ def test_flops_of_a_density_that_is_no_share_are_refused(density):
         ({"dropout": 1.0}, "config.dropout: must be in [0, 1), got 1.0"),
         ({"dropout": -0.1}, "config.dropout: must be in [0, 1), got -0.1"),
         ({"sparsifier": {"name": "top_k", "k": 9}}, "config.sparsifier.k: 9 is more than the d_ff 8 units there are"),
+        ({"scale": 0.0}, "config.scale: must be positive, got 0.0"),
+        ({"use_bias": False, "shared_bias": True}, "config.shared_bias: there is no bias to share (use_bias is off)"),
+        ({"init": "troch"}, 'config.init: unknown choice "troch"; did you mean "torch"?'),
+        ({"noise": {"name": "gausian"}}, 'config.noise.name: unknown name "gausian"; did you mean "gaussian"?'),
+        ({"noise": {"name": "gaussian", "sigm": 1}}, 'config.noise.sigm: unknown key; did you mean "sigma"?'),
+        ({"noise": {"name": "gaussian", "sigma": -1.0}}, "config.noise.sigma: must be at least 0, got -1.0"),
     ],
 )
 def test_impossible_settings_are_refused_by_name(section, message):
@@ -215,3 +223,146 @@ def test_a_reduced_mlp_is_narrow_and_the_same_else():
     assert mlp.reduced(3) == dataclasses.replace(mlp, d_ff=33, sparsifier=TopK(k=4, method="statistical"))
     narrow = MLPConfig(12, TopK(k=5))
     assert narrow.reduced(1) == narrow
+
+
+def test_the_later_settings_leave_the_hash_of_older_configs_alone():
+    names = {"d_ff", "sparsifier", "gated", "use_bias", "dropout", "init"}
+    assert to_dict(MLPConfig(8, Relu())).keys() == names
+    assert to_dict(MLPConfig(8, Relu(), noise=Gaussian(1.0), scale=2.0)).keys() == names | {"noise", "scale"}
+
+
+def handed_out(mlp, variables, x, key=0, **ctx):
+    """Output, and the pre-activations [B, L, F] that are handed out."""
+    y, new = mlp.apply(
+        variables, x, Context(hand_out=True, **ctx), mutable=[ACTIVATIONS], rngs={NOISE: jax.random.key(key)}
+    )
+    return y, new[ACTIVATIONS]["sparsify"]["stats"].z
+
+
+def test_noise_reaches_the_units_correlated_by_their_weights():
+    """Gaussian of mean x W_i + b_i and covariance sigma^2 W_i^T W_i (Bricken et al. 2023, Eqs. 2 and 20)."""
+    sigma, n, units = 0.7, 20_000, 4
+    mlp = SparseMLP(MLPConfig(units, Relu(), noise=Gaussian(sigma)))
+    variables = parameters(mlp)
+    wi = np.asarray(variables["params"]["wi"]["kernel"], np.float64)
+    _, z = handed_out(mlp, variables, jnp.tile(X[:1, :1], (n, 1, 1)), noisy=True)
+    z = np.asarray(z, np.float64)[:, 0] - linear(variables["params"]["wi"], np.asarray(X, np.float64)[0, 0])
+    # Five standard errors of the sample's means, and of its mean products.
+    assert (np.abs(z.mean(0)) < 5 * z.std(0) / n**0.5).all()
+    products = z[:, :, None] * z[:, None, :]
+    expected = sigma**2 * wi.T @ wi
+    errors = products.std(0) / n**0.5
+    assert (np.abs(products.mean(0) - expected) < 5 * errors).all()
+    # It is not that of independent noise at each unit: the covariances would be told apart from 0.
+    assert np.abs(expected / errors)[~np.eye(units, dtype=bool)].max() > 50
+
+
+def test_noise_is_on_in_noisy_contexts_only():
+    clean, noisy = (SparseMLP(MLPConfig(F, Relu(), noise=noise)) for noise in (None, Gaussian(0.5)))
+    variables = parameters(clean)
+    assert jax.tree.map(jnp.shape, parameters(noisy)) == jax.tree.map(jnp.shape, variables)
+    expected = clean.apply(variables, X, Context())
+    np.testing.assert_array_equal(noisy.apply(variables, X, Context(train=True)), expected)
+    np.testing.assert_array_equal(clean.apply(variables, X, Context(noisy=True)), expected)
+    assert (handed_out(noisy, variables, X, noisy=True)[1] != handed_out(noisy, variables, X)[1]).all()
+
+
+def test_noise_is_fresh_for_each_key_and_token_and_follows_its_schedule():
+    mlp = SparseMLP(MLPConfig(F, Relu(), noise=Gaussian(0.5, schedule=LinearToZero(start=2, length=2))))
+    variables = parameters(mlp)
+    same = jnp.ones_like(X)
+    z = lambda key, step: np.asarray(handed_out(mlp, variables, same, key, noisy=True, step=step)[1])
+    np.testing.assert_array_equal(z(0, 1), z(0, 2))
+    assert (z(0, 0) != z(1, 0)).all()
+    assert len(np.unique(z(0, 0)[..., 0])) == B * L
+    clean = np.asarray(handed_out(mlp, variables, same)[1])
+    np.testing.assert_array_equal(z(0, 4), clean)
+    # Half of the noise at step 3, to the rounding of numbers of size 3.
+    np.testing.assert_allclose(z(0, 3) - clean, (z(0, 0) - clean) / 2, atol=2e-6)
+
+
+def test_the_gate_reads_the_same_noisy_input():
+    mlp = SparseMLP(MLPConfig(F, Gelu(), gated=True, noise=Gaussian(0.5)))
+    variables = parameters(mlp)
+    variables["params"]["wi_gate"] = variables["params"]["wi"]
+    y, z = handed_out(mlp, variables, X, noisy=True)
+    z = np.asarray(z, np.float64)
+    # Two float32 products of 5 and 12 terms of size up to 100.
+    np.testing.assert_allclose(y, linear(variables["params"]["wo"], Gelu()(z, np) * z), rtol=1e-5, atol=2e-4)
+
+
+def test_a_shared_bias_is_one_number_for_all_units_and_zero_at_the_start():
+    mlp = SparseMLP(MLPConfig(F, Relu(), shared_bias=True))
+    variables = parameters(mlp)
+    expected = {"wi": {"kernel": (D, F)}, "wo": {"kernel": (F, D), "bias": (D,)}, "shared_bias": ()}
+    assert jax.tree.map(jnp.shape, variables) == {"params": expected}
+    fresh = flax.core.meta.unbox(mlp.init(jax.random.key(0), X, Context()))["params"]
+    assert float(fresh["shared_bias"]) == 0
+    shared = float(variables["params"]["shared_bias"])
+    assert shared != 0
+    spread = jnp.full(F, shared)
+    apart = {"params": variables["params"] | {"wi": variables["params"]["wi"] | {"bias": spread}}}
+    np.testing.assert_array_equal(
+        mlp.apply(variables, X, Context()), SparseMLP(MLPConfig(F, Relu())).apply(apart, X, Context())
+    )
+
+
+def test_the_gradient_of_a_shared_bias_is_the_sum_of_those_of_the_units():
+    shared, apart = (SparseMLP(MLPConfig(F, Gelu(), shared_bias=one)) for one in (True, False))
+    p = parameters(shared)["params"]
+    rest = {name: p[name] for name in ("wi", "wo")}
+    loss = lambda mlp, params: (mlp.apply({"params": params}, X, Context()) ** 2).sum()
+    one = jax.grad(lambda b: loss(shared, rest | {"shared_bias": b}))(p["shared_bias"])
+    many = jax.grad(lambda b: loss(apart, rest | {"wi": rest["wi"] | {"bias": b}}))(jnp.full(F, p["shared_bias"]))
+    assert one.shape == ()
+    np.testing.assert_allclose(one, np.asarray(many, np.float64).sum(), rtol=1e-5)
+
+
+def test_sharing_the_bias_leaves_that_of_the_gate_alone():
+    mlp = SparseMLP(MLPConfig(F, Relu(), gated=True, shared_bias=True))
+    shapes = jax.tree.map(jnp.shape, parameters(mlp))["params"]
+    assert shapes["wi"] == {"kernel": (D, F)}
+    assert shapes["wi_gate"] == {"kernel": (D, F), "bias": (F,)}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"sparsifier": Relu(), "init": "xavier", "gated": True},
+        {"sparsifier": Relu(), "init": "torch"},
+        {"sparsifier": ClippedRelu(sparsity=0.8, slope=0.7), "init": "edge_of_chaos"},
+    ],
+    ids=lambda settings: settings["init"],
+)
+def test_the_scale_is_a_factor_on_the_first_matrix_and_on_nothing_else(settings):
+    def fresh(**scale):
+        mlp = SparseMLP(MLPConfig(F, **settings | scale))
+        return flax.core.meta.unbox(mlp.init(jax.random.key(0), X, Context()))["params"]
+
+    plain, scaled = fresh(), fresh(scale=3.7)
+    np.testing.assert_array_equal(scaled["wi"].pop("kernel"), np.float32(3.7) * plain["wi"].pop("kernel"))
+    jax.tree.map(np.testing.assert_array_equal, scaled, plain)
+
+
+def test_torchs_initialisation_is_uniform_within_one_over_the_root_of_the_fan_in():
+    """`torch.nn.Linear`: kernel and bias from U(-1 / sqrt(fan_in), 1 / sqrt(fan_in))."""
+    d_model, d_ff = 40, 300
+    mlp = SparseMLP(MLPConfig(d_ff, Relu(), init="torch"))
+    params = flax.core.meta.unbox(mlp.init(jax.random.key(0), jnp.zeros((1, 1, d_model)), Context()))["params"]
+    for name, fan_in, biases in (("wi", d_model, d_ff), ("wo", d_ff, d_model)):
+        for leaf, n in (("kernel", d_model * d_ff), ("bias", biases)):
+            u = np.asarray(params[name][leaf], np.float64).ravel() * fan_in**0.5
+            assert u.size == n
+            assert np.abs(u).max() <= 1 + 1e-6
+            # The largest of n misses 1 by more than 10 / n with probability exp(-10).
+            assert np.abs(u).max() > 1 - 10 / n
+            # Variance 1/3, its error sqrt((1/5 - 1/9) / n): five times that.
+            assert abs((u**2).mean() - 1 / 3) < 5 * (4 / 45 / n) ** 0.5
+
+
+@pytest.mark.parametrize("features", [None, 2])
+def test_as_many_features_come_out_as_are_asked_for_or_else_went_in(features):
+    mlp = SparseMLP(MLPConfig(F, Relu()), features=features)
+    variables = parameters(mlp)
+    assert mlp.apply(variables, X, Context()).shape == (B, L, features or D)
+    assert variables["params"]["wo"]["kernel"].shape == (F, features or D)

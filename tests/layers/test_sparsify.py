@@ -2,9 +2,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import norm
 
-from sparsity.layers.sparsify import HISTOGRAM_EDGES, STATS, Context, Sparsify, SparsityStats, sparsity_stats
-from sparsity.ops.sparsifiers import Gelu, Relu, SoftThreshold, TopK
+from sparsity.layers.sparsify import (
+    ACTIVATIONS,
+    HISTOGRAM_EDGES,
+    STATS,
+    THRESHOLDS,
+    Activated,
+    Context,
+    Sparsify,
+    SparsityStats,
+    sparsity_stats,
+)
+from sparsity.ops.sparsifiers import ClippedRelu, Gelu, Relu, Sat, Sigmoid, SoftThreshold, Tanh, TopK
 
 # Two examples of three tokens of four units, and what ReLU makes of them:
 # nonzero per token 2, 1, 0 of the first and 4, 3, 0 of the second.
@@ -194,3 +205,114 @@ def test_a_nan_that_the_activation_made_is_reported_too():
     """gelu(-inf) is -inf * 0 = NaN: the pre-activation is not NaN, the activation is."""
     z = jnp.array([[[-jnp.inf, 1.0]]])
     assert np.isnan(sparsity_stats(z, Gelu()(z)).fraction_sum)
+
+
+def test_sums_of_sizes_powers_and_thresholds_by_hand():
+    """One token of each of two examples; h = relu(z)."""
+    z = jnp.asarray([[[1.0, -2.0, 0.005]], [[0.5, 3.0, 0.00005]]])
+    stats = sparsity_stats(z, jnp.maximum(z, 0))
+    np.testing.assert_allclose(stats.size_F, [1.5, 3, 0.00505], rtol=1e-6)
+    np.testing.assert_allclose(stats.power_3xF[0], [1.5, 1, 0.00505], rtol=1e-6)
+    np.testing.assert_allclose(stats.power_3xF[1], [1.25, 13, 2.50025e-5], rtol=1e-6)
+    np.testing.assert_allclose(stats.power_3xF[2], [1.125, 19, 1.25e-7], rtol=1e-5)
+    assert THRESHOLDS == (1e-4, 1e-2)
+    np.testing.assert_allclose(stats.above_T, [2 / 3 + 2 / 3, 1 / 3 + 2 / 3], rtol=1e-6)
+
+
+def test_sums_are_those_of_numpy_in_float64_with_padding_left_out():
+    z = random_batch(8)
+    weight = np.array([1.0, 1, 0, 1, 1, 0])
+    h = np.tanh(np.asarray(z, np.float64))
+    stats = sparsity_stats(z, jnp.tanh(z), jnp.asarray(weight))
+    kept, size = np.asarray(z, np.float64)[weight > 0], np.abs(h)[weight > 0]
+    # Sums of 20 float32 numbers of size up to 500.
+    np.testing.assert_allclose(stats.size_F, size.sum((0, 1)), rtol=1e-5)
+    np.testing.assert_allclose(stats.power_3xF, [(kept**p).sum((0, 1)) for p in (1, 2, 3)], rtol=1e-5, atol=1e-3)
+    above = [(size > t).mean((1, 2)).sum() for t in THRESHOLDS]
+    np.testing.assert_allclose(stats.above_T, above, rtol=1e-6)
+
+
+def test_negative_activations_are_above_a_threshold_by_their_size():
+    _, stats = record(SoftThreshold(0.5), jnp.asarray([[[-2.0, -0.505, 0.2, 1.0]]]))
+    np.testing.assert_allclose(stats.above_T, [3 / 4, 2 / 4])
+    np.testing.assert_allclose(stats.size_F, [1.5, 0.005, 0, 0.5], rtol=1e-4)
+
+
+def test_the_flat_share_of_relu_is_all_that_is_zero_the_kink_included():
+    _, stats = record(Relu(), jnp.asarray(Z))
+    np.testing.assert_allclose(stats.flat_sum, stats.examples - stats.fraction_sum, rtol=1e-6)
+    np.testing.assert_allclose(stats.flat_sum, 9 / 12 + 5 / 12, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("sparsifier", "slope"),
+    [
+        (ClippedRelu(0.5, 1.0), lambda z: (z > 0.5) & (z < 1.5)),
+        (Sat(), lambda z: np.abs(z) < 0.5),
+        (Tanh(), lambda z: 1 / np.cosh(z) ** 2),
+        (Sigmoid(), lambda z: 1 / (4 * np.cosh(z / 2) ** 2)),
+        (Gelu(), lambda z: (gelu(z + 1e-5) - gelu(z - 1e-5)) / 2e-5),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_the_flat_share_is_where_the_derivative_is_below_a_hundredth(sparsifier, slope):
+    z = random_batch(9) * 2
+    _, stats = record(sparsifier, z, jnp.asarray([1.0] * 5 + [0.0]))
+    flat = np.abs(slope(np.asarray(z, np.float64)[:5])) < 0.01
+    assert 0 < flat.sum() < flat.size
+    np.testing.assert_allclose(stats.flat_sum, flat.mean((1, 2)).sum(), rtol=1e-6)
+
+
+def gelu(z):
+    return z * norm.cdf(z)
+
+
+def test_top_k_has_no_derivative_of_single_units_and_no_flat_share():
+    _, stats = record(TopK(2), random_batch(2))
+    assert np.isnan(stats.flat_sum)
+    assert np.isfinite(stats.fraction_sum)
+    assert np.isfinite(stats.above_T).all()
+
+
+def test_nan_is_neither_flat_nor_below_a_threshold():
+    z = Z.copy()
+    z[1, 2, 3] = np.nan
+    _, stats = record(Relu(), jnp.asarray(z))
+    assert np.isnan(stats.flat_sum)
+    assert np.isnan(stats.above_T).all()
+    np.testing.assert_array_equal(np.isnan(stats.size_F), [False, False, False, True])
+    np.testing.assert_array_equal(np.isnan(stats.power_3xF), [[False, False, False, True]] * 3)
+
+
+@pytest.mark.parametrize("sparsifier", [Relu(), Gelu()])
+def test_nan_in_padding_reaches_no_statistic(sparsifier):
+    padded = np.concatenate([Z, np.full_like(Z[:1], np.nan)])
+    _, stats = record(sparsifier, jnp.asarray(padded), jnp.asarray([1.0, 1.0, 0.0]))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(stats))
+
+
+def test_what_is_handed_out_is_z_and_h_of_every_token_and_only_if_asked_for():
+    z = random_batch(10)
+    h, variables = Sparsify(Relu()).apply({}, z, Context(hand_out=True), mutable=True)
+    assert variables.keys() == {ACTIVATIONS}
+    activated = variables[ACTIVATIONS]["stats"]
+    assert isinstance(activated, Activated)
+    np.testing.assert_array_equal(activated.z, z)
+    np.testing.assert_array_equal(activated.h, h)
+    _, both = Sparsify(Relu()).apply({}, z, Context(hand_out=True, record=True), mutable=True)
+    assert both.keys() == {ACTIVATIONS, STATS}
+    _, other = Sparsify(Relu()).apply({}, z, Context(train=True, noisy=True, step=3), mutable=True)
+    assert other == {}
+
+
+def test_an_annealed_sparsifier_goes_by_the_step_of_the_context():
+    z = random_batch(11) + 20  # all positive
+    sparsify = Sparsify(TopK(k=2, anneal=10))
+
+    @jax.jit
+    def at(step):
+        return sparsify.apply({}, z, Context(step=step, record=True), mutable=[STATS])[1][STATS]["stats"]
+
+    # 7 units down to 2: 7, 7 - 2.5 and 2, rounded down.
+    for step, kept in ((0, 7), (5, 4), (10, 2), (99, 2)):
+        np.testing.assert_allclose(at(step).fraction_sum, 6 * kept / 7, rtol=1e-6)

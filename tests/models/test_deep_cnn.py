@@ -71,9 +71,9 @@ def test_rolls_and_convolutions_train_alike(dims):
     for product in ("rolls", "convolution"):
         config = deep(dims=dims, product=product)
         model = config.build(CLASSES)
-        loss = lambda p, m=model: (
-            LOSSES["classification"](m.apply({"params": p}, IMAGES, Context()), {"label": jnp.arange(3)}).loss
-        )
+        loss = lambda p, m=model: LOSSES["classification"](
+            m.apply({"params": p}, IMAGES, Context()), {"label": jnp.arange(3)}
+        ).loss.sum()
         gradients.append(jax.jit(jax.grad(loss))(fresh(config)["params"]))
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
     assert (np.abs(gradients[0]["layers"]["conv"]["kernel"]).max((-1, -2, -3)) > 0).all()

@@ -317,6 +317,7 @@ IMPOSSIBLE = {
     "k": (0, -1),
     "steps": (-1,),
     "recall_target": (0.0, 1.5, math.nan),
+    "anneal": (-1,),
 }
 
 
@@ -488,3 +489,78 @@ def test_a_resized_top_k_keeps_its_share(entry, expected):
 def test_an_elementwise_entry_is_the_same_at_every_width(name):
     sparsifier = EXAMPLES[name].sparsifier
     assert sparsifier.resized(512, 32) is sparsifier
+
+
+def annealed(units, k, anneal, step):
+    """The authors' code, in exact whole numbers: int(units - (units - k) step / anneal), not below k."""
+    return max(units - -(-(units - k) * step // anneal), k)
+
+
+def test_annealing_top_k_by_hand():
+    """10 units down to 3 in 4 steps: 10, 8.25, 6.5, 4.75 and 3, rounded down."""
+    entry = TopK(k=3, anneal=4)
+    assert [int(entry.kept(step, 10)) for step in (0, 1, 2, 3, 4, 5, 10**6)] == [10, 8, 6, 4, 3, 3, 3]
+    z = jnp.arange(1.0, 11.0)
+    for step, kept in ((0, 10), (2, 6), (4, 3), (9, 3)):
+        np.testing.assert_array_equal(entry.at(step)(z), jnp.where(z > 10 - kept, z, 0))
+    np.testing.assert_array_equal(entry(z), jnp.where(z > 7, z, 0))  # without a step, as after all of them
+
+
+@pytest.mark.parametrize(
+    ("units", "k", "anneal"),
+    [(10, 3, 7), (1000, 17, 997), (10_000, 10, 49_000), (10_000, 10, 1_000_000), (65_536, 1, 10**9), (5, 5, 3)],
+)
+def test_annealing_is_exact_whatever_the_sizes(units, k, anneal):
+    """Where the line passes through whole numbers, float32 would round some of them down by one."""
+    steps = np.unique(np.linspace(0, 1.1 * anneal, 3000).astype(int))
+    whole = np.arange(units - k + 1)[:: max((units - k) // 3000, 1)] * anneal // max(units - k, 1)
+    steps = np.unique(np.concatenate([steps, whole, whole + 1, anneal + np.arange(-2, 3)]).clip(0))
+    got = jax.jit(lambda step: TopK(k=k, anneal=anneal).kept(step, units))(jnp.asarray(steps, jnp.int32))
+    np.testing.assert_array_equal(got, [annealed(units, k, anneal, int(step)) for step in steps])
+    assert got.min() == k
+    assert got.max() == units
+
+
+@pytest.mark.parametrize("method", ["exact", "statistical"])
+@pytest.mark.parametrize("act", ["relu", "gelu"])
+def test_annealed_top_k_and_its_gradient_are_those_of_the_units_kept_at_the_step(act, method):
+    entry, z = TopK(k=4, act=act, method=method, anneal=10), jnp.asarray(Z, jnp.float32)
+    weight = jnp.asarray(np.random.default_rng(4).normal(size=z.shape), jnp.float32)
+
+    @jax.jit
+    def run(step):  # k is traced
+        apply = lambda z: (weight * entry.at(step)(z)).sum()
+        return entry.at(step)(z), jax.grad(apply)(z)
+
+    for step in (0, 3, 10, 11):
+        fixed = TopK(k=annealed(24, 4, 10, step), act=act, method=method)
+        h, slope = run(step)
+        np.testing.assert_allclose(h, fixed(z), rtol=3e-7, atol=3e-7)
+        np.testing.assert_allclose(slope, jax.grad(lambda z, f=fixed: (weight * f(z)).sum())(z), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(run(0)[0], SPARSIFIERS[act]()(z), rtol=3e-7, atol=3e-7)  # all of them
+
+
+@pytest.mark.parametrize("method", ["approx", "group"])
+def test_annealing_is_refused_where_k_cannot_change(method):
+    TopK(k=4, method=method)
+    with pytest.raises(ConfigError, match=rf"^config\.anneal: method {method} needs its k when compiling$"):
+        build(TopK, {"k": 4, "method": method, "anneal": 10})
+
+
+def test_without_annealing_nothing_depends_on_the_step_and_no_hash_changes():
+    entry = TopK(k=5)
+    assert entry.at(3) is entry
+    assert int(entry.kept(0, 24)) == 5
+    assert to_dict(entry) == {"k": 5, "act": "relu", "method": "exact", "steps": entry.steps, "recall_target": 0.95}
+    assert to_dict(TopK(k=5, anneal=7)) == to_dict(entry) | {"anneal": 7}
+    assert build(TopK, to_dict(TopK(k=5, anneal=7))) == TopK(k=5, anneal=7)
+
+
+@entries
+def test_an_entry_is_the_same_at_all_steps_unless_it_is_annealed(name):
+    sparsifier = EXAMPLES[name].sparsifier
+    assert sparsifier.at(0) is sparsifier.at(1000) is sparsifier
+
+
+def test_a_resized_top_k_keeps_its_annealing():
+    assert TopK(k=8, anneal=100).resized(64, 16) == TopK(k=2, anneal=100)

@@ -1,7 +1,10 @@
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from scipy.special import log_softmax
 
-from sparsity.train.losses import classification, language, reconstruction
+from sparsity.models import MODELS
+from sparsity.train.losses import LOSSES, classification, language, reconstruction
 
 
 def test_classification_by_hand():
@@ -33,3 +36,43 @@ def test_language_sums_over_the_tokens_of_each_example():
     np.testing.assert_allclose(losses.loss, -np.log([0.5 * 0.75, 0.9 * 0.2]), rtol=1e-5)
     np.testing.assert_array_equal(losses.correct, [2, 1])
     np.testing.assert_array_equal(losses.count, [2, 2])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_is_of_single_examples(name):
+    """An example's loss does not depend on the others: the whole batch gives what its parts give."""
+    rng = np.random.default_rng(0)
+    outputs = jnp.asarray(rng.normal(size={"classification": (5, 3), "language": (5, 4, 3)}.get(name, (5, 2, 2, 1))))
+    batch = {
+        "image": jnp.asarray(rng.normal(size=(5, 2, 2, 1)), jnp.float32),
+        "label": jnp.asarray(rng.integers(0, 3, 5)),
+        "targets": jnp.asarray(rng.integers(0, 3, (5, 4))),
+    }
+    whole = LOSSES[name](outputs, batch)
+    assert whole.loss.shape == whole.count.shape == (5,)
+    for i in range(5):
+        one = LOSSES[name](outputs[i : i + 1], {key: x[i : i + 1] for key, x in batch.items()})
+        np.testing.assert_allclose(one.loss[0], whole.loss[i], rtol=1e-6)
+        assert one.correct is whole.correct is None or float(one.correct[0]) == float(whole.correct[i])
+
+
+def test_language_is_numpys_cross_entropy():
+    rng = np.random.default_rng(0)
+    logits, targets = rng.normal(0, 3, (5, 7, 11)).astype(np.float32), rng.integers(0, 11, (5, 7))
+    losses = language(jnp.asarray(logits), {"targets": jnp.asarray(targets)})
+    nats = -np.take_along_axis(log_softmax(logits.astype(np.float64), -1), targets[..., None], -1)[..., 0]
+    np.testing.assert_allclose(losses.loss, nats.sum(1), rtol=1e-5)
+    np.testing.assert_array_equal(losses.correct, (logits.argmax(-1) == targets).sum(1))
+
+
+def test_nan_in_an_image_or_token_is_nan_in_the_loss_of_its_own_example():
+    images = jnp.ones((2, 2, 2, 1))
+    broken = reconstruction(images.at[1, 0, 0, 0].set(jnp.nan), {"image": images})
+    np.testing.assert_array_equal(np.isnan(broken.loss), [False, True])
+    broken = language(jnp.zeros((2, 2, 3)).at[0, 1, 2].set(jnp.nan), {"targets": jnp.zeros((2, 2), jnp.int32)})
+    np.testing.assert_array_equal(np.isnan(broken.loss), [True, False])
+    np.testing.assert_array_equal(broken.correct, [1, 2])
+
+
+def test_the_task_of_every_model_has_a_loss():
+    assert {model.task for model in MODELS.values()} <= LOSSES.keys()
