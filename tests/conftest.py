@@ -17,9 +17,21 @@ import pytest
 
 from sparsity import recipes
 
+# Most programs here run for moments: to compile them well takes longer than to run them badly. This is the back end's
+# effort alone; the passes over HLO, whose results some tests look at, all run. Subprocesses are not touched.
+jax.config.update("jax_disable_most_optimizations", True)
+
 # The same examples every time; no deadline, since the first one compiles.
 hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("fixed")
+
+
+@pytest.fixture
+def optimized():
+    """Programs as users get them, for a test that trains at length."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture
