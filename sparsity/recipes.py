@@ -302,3 +302,81 @@ def _autoencoder(name: str, units: int, data: dict, steps: int) -> ConfigDict:
             "evals": {"names": ("reconstruction", "sparsity", "neurons", "units"), "split": "test", "batch": 512},
         }
     )
+
+
+# What the studies of annealing, controls, training time and flat regions add to the runs above.
+BRICKEN_FIELDS = ("receptive_fields", "noise_covariance", "noise_terms")
+
+
+def bricken_noise(config: ConfigDict, sigma: float, seed: int = 0) -> ConfigDict:
+    """The run of the study `noise`, which other studies share: `with_noise`, and what it does to fields and loss."""
+    config = with_noise(config, sigma, seed)
+    if config.data.name != "digits":  # fields of 8x8 pixels are too few to fit
+        config.evals.names = (*config.evals.names, *BRICKEN_FIELDS)
+    return config
+
+
+def bricken_sigma(text: str) -> float:
+    """The sigma of `BRICKEN_SIGMAS` that `text` is. Raises ValueError for any other."""
+    sigmas = {f"{sigma:g}": sigma for sigma in BRICKEN_SIGMAS}
+    if text not in sigmas:
+        raise ValueError(f'unknown sigma "{text}"; valid: {", ".join(sigmas)}')
+    return sigmas[text]
+
+
+def as_classifier(config: ConfigDict) -> ConfigDict:
+    """An autoencoder's run that learns the labels instead of the image, with the same hidden layer and training."""
+    config = config.copy_and_resolve_references()
+    mlp = config.model.mlp
+    model = {"name": "mlp", "widths": (mlp.d_ff,), "sparsifier": mlp.sparsifier, "init": mlp.init}
+    config.name, config.model = re.sub("^ae", "mlp", config.name), ConfigDict(model)
+    config.evals.names = ("accuracy", *(name for name in config.evals.names if name != "reconstruction"))
+    return config
+
+
+def annealed(config: ConfigDict, start: int, length: int) -> ConfigDict:
+    """`config`, a run with noise, whose noise is constant up to step `start`, then falls linearly to 0 in `length`."""
+    config = config.copy_and_resolve_references()
+    config.noise.schedule = ConfigDict({"name": "linear_to_zero", "start": start, "length": length})
+    config.name = f"{config.name}_annealed"
+    return config
+
+
+def with_jacobian_penalty(config: ConfigDict, sigma: float, seed: int = 0) -> ConfigDict:
+    """`config` without noise, penalised by what noise of the paper's `sigma` adds to the loss to first order."""
+    config = config.copy_and_resolve_references()
+    config.penalty = ConfigDict({"name": "jacobian", "sigma": float(f"{sigma * noise_scale(config):.4g}")})
+    config.evals.names = (*config.evals.names, "receptive_fields")
+    config.name, config.seed = f"{config.name}_jacobian{sigma:g}_seed{seed}", seed
+    return config
+
+
+def with_shared_bias(config: ConfigDict) -> ConfigDict:
+    """`config`, an autoencoder's run, with one bias for all units."""
+    config = config.copy_and_resolve_references()
+    config.model.mlp.shared_bias, config.name = True, f"{config.name}_shared_bias"
+    return config
+
+
+def with_encoder_scale(config: ConfigDict, scale: float) -> ConfigDict:
+    """`config`, an autoencoder's run, whose encoder weights start `scale` times as large."""
+    config = config.copy_and_resolve_references()
+    config.model.mlp.scale, config.name = scale, f"{config.name}_scale{scale:g}"
+    return config
+
+
+def with_steps(config: ConfigDict, steps: int) -> ConfigDict:
+    """`config` at a constant rate for `steps` steps; by the same name if it has as many."""
+    config = config.copy_and_resolve_references()
+    if steps != config.steps:
+        config.steps, config.name = steps, f"{config.name}_{steps}steps"
+    return config
+
+
+def with_activation(config: ConfigDict, activation: str) -> ConfigDict:
+    """`config`, an autoencoder's run, with another activation; by the same name if it has it."""
+    config = config.copy_and_resolve_references()
+    if activation != config.model.mlp.sparsifier.name:
+        config.model.mlp.sparsifier = ConfigDict({"name": activation})
+        config.name = f"{config.name}_{activation}"
+    return config

@@ -100,11 +100,16 @@ def choices(config):
 SMOKED = set()  # the choices that a smoke run was made of, over all files
 EVALUATED = {  # a measure of each evaluator
     "accuracy": "accuracy",
+    "reconstruction": "mse",
     "calibration": "ece",
     "robustness": "robustness",
     "sparsity": "nonzero",
     "neurons": "dead",
+    "units": "units",
     "cost": "flops",
+    "receptive_fields": "fields",
+    "noise_covariance": "covariance",
+    "noise_terms": "terms",
 }
 
 
@@ -173,3 +178,45 @@ class TestConfigFileWithRuns:
                 report.write_run_report(files)
                 assert small.name in files.report.read_text()
                 SMOKED.update(choices(small))
+
+
+NOISY = recipes.with_noise(recipes.autoencoder_photos(), 0.8, seed=1)
+CHANGES = {
+    "annealed": (recipes.annealed(NOISY, 10, 5), "_annealed", "noise.schedule."),
+    "with_shared_bias": (recipes.with_shared_bias(NOISY), "_shared_bias", "model.mlp.shared_bias"),
+    "with_encoder_scale": (recipes.with_encoder_scale(NOISY, 0.3), "_scale0.3", "model.mlp.scale"),
+    "with_steps": (recipes.with_steps(NOISY, 12), "_12steps", "steps"),
+    "with_steps, as many": (recipes.with_steps(NOISY, NOISY.steps), "", "none"),
+    "with_activation": (recipes.with_activation(NOISY, "sat"), "_sat", "model.mlp.sparsifier.name"),
+    "with_activation, its own": (recipes.with_activation(NOISY, "relu"), "", "none"),
+}
+
+
+@pytest.mark.parametrize("recipe", CHANGES)
+def test_a_recipe_changes_the_name_and_what_it_says_and_nothing_else(recipe):
+    config, ending, key = CHANGES[recipe]
+    assert config.name == NOISY.name + ending
+    changed = differences(to_dict(run_config(NOISY)), to_dict(run_config(config)))
+    assert {k for k in changed if not k.startswith(key)} == ({"name"} if ending else set())
+    assert any(k.startswith(key) for k in changed) == (key != "none")
+
+
+def test_the_penalty_has_the_sigma_of_the_noise_and_stands_in_its_place():
+    config = run_config(recipes.with_jacobian_penalty(recipes.autoencoder_photos(), 0.8, seed=1))
+    assert config.penalty.sigma == run_config(NOISY).noise.sigma
+    assert (config.noise, config.seed, config.name) == (None, 1, "ae400_photos_jacobian0.8_seed1")
+
+
+def test_a_classifier_has_the_hidden_layer_and_the_training_of_the_autoencoder():
+    plain = run_config(recipes.autoencoder_digits(units=400))
+    config = run_config(recipes.as_classifier(recipes.autoencoder_digits(units=400)))
+    assert (config.name, config.model.widths) == ("mlp400_digits", (plain.model.mlp.d_ff,))
+    assert (config.model.sparsifier, config.model.init) == (plain.model.mlp.sparsifier, plain.model.mlp.init)
+    changed = differences(to_dict(plain), to_dict(config))
+    assert {key.partition(".")[0] for key in changed} == {"name", "model", "evals"}
+
+
+def test_a_sigma_that_is_none_of_the_paper_s_is_refused():
+    assert recipes.bricken_sigma("0.05") == 0.05
+    with pytest.raises(ValueError, match=r'^unknown sigma "0.2"; valid: 0, 0.05, '):
+        recipes.bricken_sigma("0.2")

@@ -24,29 +24,23 @@ BASES = {
     "paper": recipes.autoencoder_cifar10,
 }
 DATA = {"embedded": ("photos", "digits"), "paper": ("paper",)}
-EVALS = ("receptive_fields", "noise_covariance", "noise_terms")
 SEEDS = 3
 
 
 def get_config(arg: str = "0.8") -> ConfigDict:
     """The first run at a sigma of the paper: "[photos/|digits/|paper/]SIGMA"."""
     data, _, sigma = arg.rpartition("/")
-    data, sigmas = data or "photos", {f"{s:g}": s for s in recipes.BRICKEN_SIGMAS}
-    for what, name, known in (("data", data, BASES), ("sigma", sigma, sigmas)):
-        if name not in known:
-            raise ValueError(f'unknown {what} "{name}" of "{arg}"; valid: {", ".join(known)}')
-    return _run(data, sigmas[sigma], 0)
-
-
-def _run(data: str, sigma: float, seed: int) -> ConfigDict:
-    config = recipes.with_noise(BASES[data](), sigma, seed)
-    if data != "digits":  # fields of 8x8 pixels are too few to fit
-        config.evals.names = (*config.evals.names, *EVALS)
-    return config
+    data = data or "photos"
+    if data not in BASES:
+        raise ValueError(f'unknown data "{data}" of "{arg}"; valid: {", ".join(BASES)}')
+    return recipes.bricken_noise(BASES[data](), recipes.bricken_sigma(sigma))
 
 
 def sweep(scale: str) -> list[ConfigDict]:
     """Every data set at every sigma, by seed."""
     return [
-        _run(data, sigma, seed) for seed in range(SEEDS) for data in DATA[scale] for sigma in recipes.BRICKEN_SIGMAS
+        recipes.bricken_noise(BASES[data](), sigma, seed)
+        for seed in range(SEEDS)
+        for data in DATA[scale]
+        for sigma in recipes.BRICKEN_SIGMAS
     ]

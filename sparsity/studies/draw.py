@@ -81,7 +81,7 @@ def training_curves(runs: Runs) -> Drawing:
             axis.plot(*zip(*points, strict=True), "o:", color=f"C{i}", ms=4, label=f"{name}, validation")
     axes[0].set(yscale="log", xlabel="step", ylabel="loss")
     axes[1].set(xlabel="step", ylabel="accuracy", ylim=(None, 1.01))
-    axes[1].legend()
+    axes[1 if axes[1].lines else 0].legend()
     return done(figure)
 
 

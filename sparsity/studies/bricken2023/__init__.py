@@ -1,5 +1,10 @@
 """Bricken et al. 2023, "Emergence of Sparse Representations from Noise": a file for each study."""
 
+from sparsity.studies.bricken2023.annealing import ANNEALING
+from sparsity.studies.bricken2023.controls import CONTROLS
+from sparsity.studies.bricken2023.flat_regions import FLAT_REGIONS
 from sparsity.studies.bricken2023.noise import NOISE
+from sparsity.studies.bricken2023.theory import THEORY
+from sparsity.studies.bricken2023.training_time import TRAINING_TIME
 
-BRICKEN2023 = (NOISE,)
+BRICKEN2023 = (THEORY, NOISE, ANNEALING, CONTROLS, TRAINING_TIME, FLAT_REGIONS)

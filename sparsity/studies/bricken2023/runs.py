@@ -9,25 +9,27 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 from sparsity.recipes import BRICKEN_STD
 from sparsity.studies.draw import Runs, RunView
-from sparsity.studies.judge import Effect
+from sparsity.studies.judge import Claim, Effect
 from sparsity.studies.runner import Record
 from sparsity.writer import read_metrics
 
-NOISE_NAME = re.compile(r"_(gaussian|laplace|salt_and_pepper|poisson)([\d.]+)_seed(\d+)")
+NOISE_NAME = re.compile(r"_(gaussian|laplace|salt_and_pepper|poisson|jacobian)([\d.]+)_seed(\d+)")
+NETWORK = re.compile(r"^(ae|mlp)\d+_[^_]+")  # of an arm: kind, units and data
+Run = TypeVar("Run", Record, RunView)
 STEADY = ("0.1", "0.3", "0.8", "1.5", "3")  # sigmas at which the paper's networks are sparse at the end of training
 
 
 def arm_sigma_seed(name: str) -> tuple[str, float, int]:
     """("ae400_photos", 0.8, 2) of a run called "ae400_photos_gaussian0.8_seed2"; what follows belongs to the arm.
 
-    Other noises than Gaussian belong to the arm too: "ae400_photos_laplace".
+    Other noises than Gaussian belong to the arm too: "ae400_photos_laplace"; so does the penalty that stands for noise.
     """
     found = NOISE_NAME.search(name)
     kind = "" if found[1] == "gaussian" else f"_{found[1]}"
@@ -43,6 +45,26 @@ def by_arm(records: Iterable[Record]) -> dict[str, dict[float, dict[int, Record]
     return out
 
 
+def variant_sigma_seed(name: str) -> tuple[str, float, int]:
+    """`arm_sigma_seed` without units and data: "ae_annealed" of "ae400_photos_annealed", the same at every scale."""
+    arm, sigma, seed = arm_sigma_seed(name)
+    return NETWORK.sub(r"\1", arm), sigma, seed
+
+
+def by_variant(runs: Mapping[str, Run]) -> dict[str, dict[float, dict[int, Run]]]:
+    """Variant -> sigma -> seed -> run, in the order of the study, of runs by name."""
+    out: dict[str, dict[float, dict[int, Run]]] = {}
+    for name, run in runs.items():
+        variant, sigma, seed = variant_sigma_seed(name)
+        out.setdefault(variant, {}).setdefault(sigma, {})[seed] = run
+    return out
+
+
+def named(records: Iterable[Record]) -> dict[str, Record]:
+    """Records by the names of their runs."""
+    return {record.config.name: record for record in records}
+
+
 def measured(run: Record | RunView, name: str) -> float:
     """A final measure; NaN for a run that diverged or did not take it."""
     return next((m.value for m in run.outcome.measures if m.name == name), math.nan)
@@ -53,9 +75,27 @@ def _metrics(path: Any) -> list[dict[str, Any]]:
     return read_metrics(path)
 
 
-def records_of(record: Record, kind: str) -> list[dict[str, Any]]:
+def records_of(run: Record | RunView, kind: str) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl of one kind."""
-    return [r for r in _metrics(record.files.metrics) if r["kind"] == kind]
+    metrics = run.metrics if isinstance(run, RunView) else _metrics(run.files.metrics)
+    return [r for r in metrics if r["kind"] == kind]
+
+
+def active_shares(run: Record | RunView) -> tuple[list[int], list[float]]:
+    """Recorded steps, and the share of active units on their training batch; of a network of one hidden layer."""
+    lines = records_of(run, "sparsity")
+    shares = [layer["nonzero"] for line in lines for layer in line["layers"].values()]
+    return [line["step"] for line in lines], shares
+
+
+def diverged(run: Record | RunView) -> bool:
+    """Whether the run has no end: what its last records say is no evidence."""
+    return run.outcome.status == "diverged"
+
+
+def decades(value: float, base: float) -> float:
+    """log10(value / base); NaN, which is no evidence, unless both are positive."""
+    return math.log10(value / base) if value > 0 and base > 0 else math.nan
 
 
 def over_seeds(records: Sequence[Record], arm: str, value: Callable[[dict[float, Record]], float]) -> Effect:
@@ -68,6 +108,42 @@ def over_seeds(records: Sequence[Record], arm: str, value: Callable[[dict[float,
         return Effect.untestable(f"no run of {arm}")
     seeds = sorted(set.intersection(*(set(of_sigma) for of_sigma in runs.values())))
     return Effect.of([value({sigma: of_sigma[seed] for sigma, of_sigma in runs.items()}) for seed in seeds])
+
+
+def over_variants(
+    records: Sequence[Record], wanted: Sequence[tuple[str, float]], value: Callable[[list[Record]], float]
+) -> Effect:
+    """The effect with one replicate a seed: `value` of that seed's runs of each (variant, sigma), in their order.
+
+    Not testable if one of them was not run; a replicate that is not finite is no evidence.
+    """
+    table = by_variant(named(records))
+    found = [table.get(variant, {}).get(sigma, {}) for variant, sigma in wanted]
+    missing = [f"{v} at {sigma:g}" for (v, sigma), of_seed in zip(wanted, found, strict=True) if not of_seed]
+    if missing:
+        return Effect.untestable(f"no run of {', '.join(missing)}")
+    seeds = sorted(set.intersection(*map(set, found)))
+    return Effect.of([value([of_seed[seed] for of_seed in found]) for seed in seeds])
+
+
+def seed_claim(wanted: Sequence[tuple[str, float]], value: Callable[[list[Record]], float], **said: Any) -> Claim:
+    """The claim that says `said`, judged by `over_variants`."""
+    return Claim(unit="seed", measure=functools.partial(over_variants, wanted=wanted, value=value), **said)
+
+
+def standard_error(values: Sequence[float]) -> float | None:
+    """Of the mean over seeds; None of a single one."""
+    return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
+
+
+def or_none(value: float) -> float | None:
+    """A table's cell: empty where nothing was measured."""
+    return None if math.isnan(value) else value
+
+
+def percent(share: float | None) -> str:
+    """A table's share in a sentence."""
+    return "no value" if share is None else f"{100 * share:.1f}%"
 
 
 def mean_over_seeds(of_sigma: dict[int, Record], name: str) -> float:

@@ -1,12 +1,20 @@
+import functools
+import itertools
 import json
 
+import numpy as np
 import pytest
 
 from launch.cli import load_study_config
+from sparsity.config import to_dict
 from sparsity.evals.result import Measure
 from sparsity.run import Outcome, Workdir
+from sparsity.studies.bricken2023.runs import variant_sigma_seed
+from sparsity.studies.draw import RunView
 from sparsity.studies.runner import Record, expand
+from sparsity.writer import read_metrics
 
+FIELDS = {"fields.fields": np.eye(16).reshape(16, 4, 4, 1).tolist(), "fields.activity": list(range(16))}
 WEIGHTS = {"bias_mean": -0.5, "bias_std": 0.1, "norm_mean": 1.0, "norm_std": 0.1}
 
 
@@ -35,3 +43,43 @@ def sweep(tmp_path):
         return out
 
     return records
+
+
+@functools.cache
+def configs(study):
+    return expand(load_study_config(study).sweep, "embedded")
+
+
+@pytest.fixture
+def made(tmp_path):
+    """made(study, measures, lines): a record of every embedded run of a study, as it might have ended.
+
+    `measures` and `lines` map a run's variant, sigma and seed to its final measures by name (None: it diverged) and to
+    the lines of its metrics.jsonl.
+    """
+    calls = itertools.count()
+
+    def records(study, measures, lines=lambda *run: ()):
+        folder = tmp_path / str(next(calls))
+        out = []
+        for config in configs(study):
+            run = variant_sigma_seed(config.name)
+            files = Workdir(folder / config.name)
+            files.path.mkdir(parents=True)
+            files.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines(*run)))
+            if (values := measures(*run)) is None:
+                out.append(Record(config, files, Outcome("diverged", 1)))
+                continue
+            final = tuple(Measure(name, value, 0.01, 400, "") for name, value in values.items())
+            out.append(Record(config, files, Outcome("finished", config.steps, final, FIELDS)))
+        return out
+
+    return records
+
+
+@pytest.fixture
+def views():
+    """views(records): what figures are drawn of."""
+    return lambda records: {
+        r.config.name: RunView(r.outcome, read_metrics(r.files.metrics), to_dict(r.config)) for r in records
+    }
