@@ -1,5 +1,4 @@
-"""Bricken et al. 2023, "Emergence of Sparse Representations from Noise": a file for each study."""
+"""Bricken et al. 2023, "Emergence of Sparse Representations from sparsity.studies.bricken2023.noise import NOISE
+from sparsity.studies.bricken2023.sgd import SGD
 
-from sparsity.studies.bricken2023.noise import NOISE
-
-BRICKEN2023 = (NOISE,)
+BRICKEN2023 = (NOISE, SGD)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,21 @@ def over_seeds(records: Sequence[Record], arm: str, value: Callable[[dict[float,
         return Effect.untestable(f"no run of {arm}")
     seeds = sorted(set.intersection(*(set(of_sigma) for of_sigma in runs.values())))
     return Effect.of([value({sigma: of_sigma[seed] for sigma, of_sigma in runs.items()}) for seed in seeds])
+
+
+def across(groups: Mapping[str, Mapping[int, Record]], value: Callable[..., float]) -> Effect:
+    """The effect with one replicate a seed: `value` of that seed's run of every group, groups by what they are called.
+
+    Not testable if a group has no run. A seed of which a run diverged is no evidence: its replicate is NaN.
+    """
+    missing = [name for name, of_seed in groups.items() if not of_seed]
+    if missing or not groups:
+        return Effect.untestable(f"no run of {', '.join(missing) or 'any arm'}")
+    replicates = []
+    for seed in sorted(set.intersection(*map(set, groups.values()))):
+        runs = [of_seed[seed] for of_seed in groups.values()]
+        replicates.append(value(*runs) if all(r.outcome.status == "finished" for r in runs) else math.nan)
+    return Effect.of(replicates)
 
 
 def mean_over_seeds(of_sigma: dict[int, Record], name: str) -> float:

@@ -1,11 +1,16 @@
+import functools
+import itertools
 import json
 
 import pytest
 
 from launch.cli import load_study_config
+from sparsity.config import to_dict
 from sparsity.evals.result import Measure
 from sparsity.run import Outcome, Workdir
+from sparsity.studies.draw import RunView
 from sparsity.studies.runner import Record, expand
+from sparsity.writer import read_metrics
 
 WEIGHTS = {"bias_mean": -0.5, "bias_std": 0.1, "norm_mean": 1.0, "norm_std": 0.1}
 
@@ -35,3 +40,39 @@ def sweep(tmp_path):
         return out
 
     return records
+
+
+@functools.cache
+def configs(study):
+    return expand(load_study_config(study).sweep, "embedded")
+
+
+@pytest.fixture
+def ended(tmp_path):
+    """ended(study, how): a record of every embedded run of a study, as it might have ended.
+
+    `how` maps a run's config to its final measures by name (None: it diverged) and the lines of its metrics.jsonl.
+    """
+    calls = itertools.count()
+
+    def records(study, how):
+        folder, out = tmp_path / str(next(calls)), []
+        for config in configs(study):
+            measures, lines = how(config)
+            files = Workdir(folder / config.name)
+            files.path.mkdir(parents=True)
+            files.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            values = tuple(Measure(name, value, 0.01, 400, "") for name, value in (measures or {}).items())
+            outcome = Outcome("diverged", 1) if measures is None else Outcome("finished", config.steps, values)
+            out.append(Record(config, files, outcome))
+        return out
+
+    return records
+
+
+@pytest.fixture
+def views_of():
+    """views_of(records): the runs as figures see them."""
+    return lambda records: {
+        r.config.name: RunView(r.outcome, read_metrics(r.files.metrics), to_dict(r.config)) for r in records
+    }
