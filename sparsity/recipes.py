@@ -380,3 +380,46 @@ def with_activation(config: ConfigDict, activation: str) -> ConfigDict:
         config.model.mlp.sparsifier = ConfigDict({"name": activation})
         config.name = f"{config.name}_{activation}"
     return config
+
+
+# Optimizers and dead units: Bricken et al. 2023, App. H.2, I and J.2.
+
+
+def autoencoder_latents(units: int = 200, steps: int = 16_000) -> ConfigDict:
+    """The denoising autoencoder of Bricken et al. 2023 on latents of digits, 256 numbers of the paper's size."""
+    return _autoencoder(f"ae{units}_latents", units, {"name": "latents"}, steps)
+
+
+def autoencoder_cifar10_latents(units: int = 1000, epochs: int = 800) -> ConfigDict:
+    """The same on CIFAR10's latents, from latents/cifar10.npz: the paper's are not public."""
+    config = autoencoder_cifar10(units, epochs)
+    network = {"hidden": 256, "depth": 8, "kernel": 5, "patch": 2}  # the paper's, that the file's are to be made by
+    of = {"name": "cifar10", "held_out": 0.02}
+    config.name = f"ae{units}_cifar10_latents"
+    config.data = ConfigDict({"name": "latents", "of": of, "file": "latents/cifar10.npz"} | network)
+    return config
+
+
+def mlp_latents(steps: int = 4000) -> ConfigDict:
+    """The 3-layer classifier of Bricken et al. 2023, App. J.2, on latents of digits, without noise: Adam at 1e-3."""
+    config = _autoencoder("mlp3x200_latents", 200, {"name": "latents"}, steps)
+    config.model = ConfigDict({"name": "mlp", "widths": (200, 200, 200), "sparsifier": {"name": "relu"}})
+    config.batch, config.every.eval = 64, max(steps // 20, 1)
+    config.evals.names = ("accuracy", "sparsity", "neurons", "units")
+    return config
+
+
+def mlp_cifar10_latents(epochs: int = 2000) -> ConfigDict:
+    """The same on CIFAR10's latents: 2,000 epochs of batch 1024, Adam at 1e-4."""
+    config, run = mlp_latents(), autoencoder_cifar10_latents(epochs=epochs)
+    config.name, config.data = "mlp3x200_cifar10_latents", run.data
+    config.steps, config.batch, config.every, config.mesh = run.steps, run.batch, run.every, run.mesh
+    config.optimizer.learning_rate = run.optimizer.learning_rate
+    return config
+
+
+def with_rule(config: ConfigDict, rule: str, learning_rate: float) -> ConfigDict:
+    """`config` trained by the update rule `rule`, nothing else set of it, at a constant rate."""
+    config = config.copy_and_resolve_references()
+    config.optimizer.rule, config.optimizer.learning_rate = ConfigDict({"name": rule}), learning_rate
+    return config

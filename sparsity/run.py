@@ -435,7 +435,7 @@ def _hooks(engine, checkpoints: Checkpoints, meta, writer: MetricsWriter, progre
     def on_eval(step, state):
         subject = engine.subject(state, "validation")
         measures = evaluate(subject, (VALIDATION[engine.config.model.task], "sparsity")).measures
-        measures += tuple(m for m in neurons(subject).measures if m.name == "dead.mean")
+        measures += neurons(subject).measures
         writer.write("validation", step, **{m.name: m.value for m in measures})
 
     def on_speed(step, seconds, n):

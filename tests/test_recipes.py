@@ -91,6 +91,7 @@ def choices(config):
     found = {(type(config.model).__name__, "data.image_shape", config.data.image_shape)}
     for key, value in flatten(parts).items():
         for one in value if isinstance(value, list) else [value]:
+            one = tuple(one) if isinstance(one, list) else one  # a pattern of parameters and its setting
             number = isinstance(one, (int, float)) and not isinstance(one, bool) and key != "model.dims"
             if not number and not (one is None and "sparsifier." in key):
                 found.add((type(config.model).__name__, key, one))

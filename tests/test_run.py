@@ -133,6 +133,8 @@ def test_a_run_finishes_with_every_record_once(finished):
     assert by_kind["train"] == [0, 1, 2, 3, 4, 5]
     assert by_kind["sparsity"] == [0, 3, 5]  # every 3, and the last step
     assert by_kind["validation"] == [0, 3]
+    validated = next(r for r in records if r["kind"] == "validation")
+    assert {m for m in validated if m.startswith("dead.")} == {"dead.mean", "dead.block_0", "dead.block_1"}
     first = next(r for r in records if r["kind"] == "sparsity")
     assert set(first["layers"]) == {"block_0", "block_1"}
     for layer in first["layers"].values():

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sparsity.config import ConfigError, lookup, one_of
+from sparsity.config import ConfigError, later, lookup, one_of
 from sparsity.data.digits import Digits
 from sparsity.data.mock import Mock
 from sparsity.data.pipeline import ImageSource, Split, eval_batches, train_batches
@@ -40,8 +40,9 @@ class Latents(ImageSource):
       of: the images, by name.
       hidden, depth, kernel, patch: of the ConvMixer, see `ConvMixerConfig`; the paper's is 256, 8, 5, 2.
       steps, batch, learning_rate: of its training.
-      seed: of its training.
+      seed: of its training, and of the draw of `count`.
       file: an .npz with `train`, `validation`, `test` [n, hidden] and `train_label`, ... [n], instead of training.
+      count: training latents, drawn from all of them without replacement; None for all.
     """
 
     of: Any = one_of({"digits": Digits, "cifar10": CIFAR10}, Digits(shift=0))
@@ -54,6 +55,7 @@ class Latents(ImageSource):
     learning_rate: float = 1e-3
     seed: int = 0
     file: str | None = None
+    count: int | None = later(None)
 
     std: ClassVar[float] = RMS  # as noise sees it: about the mean, latents deviate by less
 
@@ -61,6 +63,8 @@ class Latents(ImageSource):
         for field in ("steps", "batch"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}: must be at least 1, got {getattr(self, field)}")
+        if self.count is not None and self.count < 1:
+            raise ValueError(f"count: must be at least 1 or None, got {self.count}")
         _ = self.network
 
     @property
@@ -82,10 +86,15 @@ class Latents(ImageSource):
         """Latents and labels of the named split.
 
         Raises:
-          ConfigError: a split that does not exist, or a file that is not as it should be.
+          ConfigError: a split that does not exist, a file that is not as it should be, or fewer latents than `count`.
         """
         lookup(dict.fromkeys(SPLITS), split, "split")
-        vectors, labels = _latents(self)[split]
+        vectors, labels = _latents(dataclasses.replace(self, count=None))[split]
+        if split == "train" and self.count is not None:
+            if self.count > len(labels):
+                raise ConfigError(f"data.count: there are {len(labels)} training latents, not {self.count}")
+            chosen = np.random.default_rng(self.seed).permutation(len(labels))[: self.count]
+            vectors, labels = vectors[chosen], labels[chosen]
         return Split(vectors.reshape(-1, *self.image_shape), labels)
 
     def normalise(self, images: np.ndarray) -> np.ndarray:

@@ -82,3 +82,21 @@ def test_it_reads_back_from_its_json_and_has_a_mock():
     source = Latents(**SMALL)
     assert build(Latents, to_dict(source)) == source
     assert source.mock() == Mock((1, 1, 8), 10)
+
+
+def test_a_count_draws_training_latents_with_their_labels_and_leaves_the_other_splits(made):
+    whole, few = made[1], Latents(**SMALL, count=7)
+    drawn = few.load("train")
+    assert len(drawn) == 7
+    of = [int(np.flatnonzero((whole["train"].images == image).all((1, 2, 3)))[0]) for image in drawn.images]
+    assert len(set(of)) == 7
+    np.testing.assert_array_equal(drawn.labels, whole["train"].labels[of])
+    for split in ("validation", "test"):
+        np.testing.assert_array_equal(few.load(split).images, whole[split].images)
+
+
+def test_a_count_that_cannot_be_is_refused():
+    with pytest.raises(ConfigError, match=r"^data\.count: there are 1260 training latents, not 1261$"):
+        Latents(**SMALL, count=1261).load("train")
+    with pytest.raises(ConfigError, match=r"^config\.count: must be at least 1 or None, got 0$"):
+        build(Latents, {"count": 0})

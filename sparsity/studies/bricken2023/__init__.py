@@ -2,9 +2,12 @@
 
 from sparsity.studies.bricken2023.annealing import ANNEALING
 from sparsity.studies.bricken2023.controls import CONTROLS
+from sparsity.studies.bricken2023.dead import DEAD
+from sparsity.studies.bricken2023.deep_mlp import DEEP_MLP
 from sparsity.studies.bricken2023.flat_regions import FLAT_REGIONS
 from sparsity.studies.bricken2023.noise import NOISE
+from sparsity.studies.bricken2023.sgd import SGD
 from sparsity.studies.bricken2023.theory import THEORY
 from sparsity.studies.bricken2023.training_time import TRAINING_TIME
 
-BRICKEN2023 = (THEORY, NOISE, ANNEALING, CONTROLS, TRAINING_TIME, FLAT_REGIONS)
+BRICKEN2023 = (THEORY, NOISE, ANNEALING, CONTROLS, TRAINING_TIME, FLAT_REGIONS, SGD, DEAD, DEEP_MLP)

@@ -146,6 +146,21 @@ def percent(share: float | None) -> str:
     return "no value" if share is None else f"{100 * share:.1f}%"
 
 
+def across(groups: Mapping[str, Mapping[int, Record]], value: Callable[..., float]) -> Effect:
+    """The effect with one replicate a seed: `value` of that seed's run of every group, groups by what they are called.
+
+    Not testable if a group has no run. A seed of which a run diverged is no evidence: its replicate is NaN.
+    """
+    missing = [name for name, of_seed in groups.items() if not of_seed]
+    if missing or not groups:
+        return Effect.untestable(f"no run of {', '.join(missing) or 'any arm'}")
+    replicates = []
+    for seed in sorted(set.intersection(*map(set, groups.values()))):
+        runs = [of_seed[seed] for of_seed in groups.values()]
+        replicates.append(value(*runs) if all(r.outcome.status == "finished" for r in runs) else math.nan)
+    return Effect.of(replicates)
+
+
 def mean_over_seeds(of_sigma: dict[int, Record], name: str) -> float:
     """Mean of a final measure over the seeds of one arm at one sigma."""
     return float(np.mean([measured(r, name) for r in of_sigma.values()]))

@@ -78,6 +78,29 @@ def made(tmp_path):
 
 
 @pytest.fixture
+def ended(tmp_path):
+    """ended(study, how): a record of every embedded run of a study, as it might have ended.
+
+    `how` maps a run's config to its final measures by name (None: it diverged) and the lines of its metrics.jsonl.
+    """
+    calls = itertools.count()
+
+    def records(study, how):
+        folder, out = tmp_path / str(next(calls)), []
+        for config in configs(study):
+            measures, lines = how(config)
+            files = Workdir(folder / config.name)
+            files.path.mkdir(parents=True)
+            files.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            values = tuple(Measure(name, value, 0.01, 400, "") for name, value in (measures or {}).items())
+            outcome = Outcome("diverged", 1) if measures is None else Outcome("finished", config.steps, values)
+            out.append(Record(config, files, outcome))
+        return out
+
+    return records
+
+
+@pytest.fixture
 def views():
     """views(records): what figures are drawn of."""
     return lambda records: {
