@@ -5,11 +5,12 @@ synchronise, the number of active units varies less, none dies), B3 (pre-activat
 (noise covariance of units).
 Command: python -m launch.reproduce --study=bricken2023/noise --workdir=runs/bricken2023
 One run: python -m launch.train --config=configs/bricken2023/noise.py:0.8 --workdir=runs/one
-(`digits/0.8` is the run on digits, `paper/0.8` the run at the paper's scale.)
+(`digits/0.8` is the run on digits, `latents/0.8` that on latents, `paper/0.8` the run at the paper's scale.)
 Hardware: 2 CPU cores, under 40 minutes; at the paper's scale 24 runs of 147,000 steps on a GPU or TPU.
 Expected: paper, CIFAR10 pixels: 38% active without noise, 4% at sigma .8, .6% at 3, 3% at 10.
 assumed: (embedded) grey 12x12 patches of two photographs, 400 units (2.8 a pixel; the paper has 3.3), and digits of
-8x8 pixels, 200 units; sigma in the paper's ratio to the data's deviation; batch 256, Adam at 1e-3, 4,000 steps.
+8x8 pixels, 200 units; sigma in the paper's ratio to the data's deviation; latents of digits, 256 numbers of the
+paper's size, 400 units (the paper: latents of CIFAR10, 10,000 units); batch 256, Adam at 1e-3, 4,000 steps.
 assumed: (paper) pixels in [0, 1] as they are, 49,000 training images (1,000 are held out), 3,000 epochs of 49 steps.
 assumed: biases start from U(+-1/sqrt(fan_in)), as in the authors' code; the paper's text says 0.
 """
@@ -21,14 +22,15 @@ from sparsity import recipes
 BASES = {
     "photos": recipes.autoencoder_photos,
     "digits": recipes.autoencoder_digits,
+    "latents": lambda: recipes.autoencoder_latents(units=400, steps=4000),
     "paper": recipes.autoencoder_cifar10,
 }
-DATA = {"embedded": ("photos", "digits"), "paper": ("paper",)}
+DATA = {"embedded": ("photos", "digits", "latents"), "paper": ("paper",)}
 SEEDS = 3
 
 
 def get_config(arg: str = "0.8") -> ConfigDict:
-    """The first run at a sigma of the paper: "[photos/|digits/|paper/]SIGMA"."""
+    """The first run at a sigma of the paper: "[photos/|digits/|latents/|paper/]SIGMA"."""
     data, _, sigma = arg.rpartition("/")
     data = data or "photos"
     if data not in BASES:

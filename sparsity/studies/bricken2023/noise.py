@@ -24,7 +24,7 @@ from sparsity.studies.draw import Drawing, Runs
 from sparsity.studies.judge import Claim
 from sparsity.studies.runner import Record, Row, Study
 
-PHOTOS, DIGITS = "ae400_photos", "ae200_digits"
+PHOTOS, DIGITS, LATENTS = "ae400_photos", "ae200_digits", "ae400_latents"
 SPARSE, MORE, DELAYED = 0.8, 3.0, 10.0  # sigmas
 DENSITY, NEVER = "units.density.hidden", "units.never.hidden"
 COLUMNS = {
@@ -287,6 +287,7 @@ def _falls(arm: str, data: str) -> tuple[Claim, Claim]:
 CLAIMS = (
     *_falls(PHOTOS, "photos"),
     *_falls(DIGITS, "digits"),
+    *_falls(LATENTS, "latents"),
     _claim(
         "B1.delayed",
         "Fig. 5",
@@ -412,9 +413,9 @@ NOISE = Study(
     name="bricken2023/noise",
     title="Bricken et al. 2023: sparsity from noise alone",
     introduction=(
-        "Autoencoders of one hidden ReLU layer reconstruct patches of photographs, and digits, from inputs with added "
-        "Gaussian noise. Nothing else asks for sparsity. Sigma is the paper's, for data of deviation .25; the runs "
-        "have the same ratio of noise to data."
+        "Autoencoders of one hidden ReLU layer reconstruct patches of photographs, digits, and latents of digits, from "
+        "inputs with added Gaussian noise. Nothing else asks for sparsity. Sigma is the paper's, for pixels of deviation "
+        ".25 and latents of .17; the runs have the same ratio of noise to data."
     ),
     findings=findings,
     figures={
