@@ -60,7 +60,9 @@ def top_2(z):
 
 
 @pytest.mark.parametrize("widths", [(8,), (8, 4)])
-@pytest.mark.parametrize(("sparsifier", "phi"), [(Relu(), lambda z: np.maximum(z, 0)), (TopK(2), top_2)], ids=str)
+@pytest.mark.parametrize(
+    ("sparsifier", "phi"), [(Relu(), lambda z: np.maximum(z, 0)), (TopK(2), top_2)], ids=["relu", "top_k"]
+)
 def test_the_logits_are_the_formula(sparsifier, phi, widths):
     config = classifier(*widths, sparsifier=sparsifier)
     variables = randomised(config)
