@@ -94,7 +94,7 @@ def findings(records: Sequence[Record]) -> list[str]:
             f"{row['method']} at {row['setting']:g}: {100 * row['active']:.3g}% active, test mse {row['test mse']:.3g}"
         )
         if row["gain"] is None:
-            out.append(f"{line}, in some seed sparser than any network of noise alone.")
+            out.append(f"{line}, in some seed sparser than any network of noise alone, or diverged.")
             continue
         error = "" if row["se"] is None else f" (log10 {row['gain']:.3f} ± {row['se']:.3f})"
         out.append(f"{line}, {10 ** -row['gain']:.3g} times that of noise alone at the same share{error}.")

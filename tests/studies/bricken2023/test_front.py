@@ -6,7 +6,7 @@ from sparsity.studies.bricken2023.fronts import by_method, method
 from sparsity.studies.judge import judge
 
 CLAIMS = {c.id: c for c in FRONT.claims}
-ALONE = {0: 0.5, 0.1: 0.3, 0.3: 0.15, 0.8: 0.08, 3: 0.01}
+ALONE = {0: 0.5, 0.1: 0.3, 0.3: 0.15, 0.8: 0.08, 1.5: 0.04, 3: 0.01}
 SHARES = {0.1: 0.08, 0.03: 0.03, 1e-5: 0.1, 3e-5: 0.04, 2.0: 0.1, 4.0: 0.12}
 
 
@@ -102,7 +102,7 @@ def test_a_combination_that_was_not_run_is_not_testable(swept):
 
 def test_every_setting_has_a_row_of_three_seeds(swept):
     rows = FRONT.table(swept(made_up({})))
-    assert len(rows) == 5 + 6
+    assert len(rows) == 6 + 6
     assert {row["n"] for row in rows} == {3}
     assert all((row["gain"] is None) == (row["method"] == "noise") for row in rows)
 
