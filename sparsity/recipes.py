@@ -423,3 +423,96 @@ def with_rule(config: ConfigDict, rule: str, learning_rate: float) -> ConfigDict
     config = config.copy_and_resolve_references()
     config.optimizer.rule, config.optimizer.learning_rate = ConfigDict({"name": rule}), learning_rate
     return config
+
+
+# What the studies of ablations, activations and fronts add to the runs above.
+BRICKEN_PIXELS = 3072  # numbers in an image of the paper
+EMBEDDED_PIXELS = {"photos": 144, "digits": 64}
+
+
+def with_salt_and_pepper(config: ConfigDict, probability: float, seed: int = 0) -> ConfigDict:
+    """`config` with every number of its input set to 0 or 1, with equal odds, with `probability`."""
+    config = config.copy_and_resolve_references()
+    config.noise = ConfigDict({"name": "salt_and_pepper", "probability": probability})
+    config.name, config.seed = f"{config.name}_salt_and_pepper{probability:g}_seed{seed}", seed
+    return config
+
+
+def noise_then_none(config: ConfigDict, sigma: float, seed: int = 0) -> ConfigDict:
+    """`config` with noise that falls to 0 from one half to three quarters of training (Bricken et al. 2023, App. D)."""
+    return annealed(with_noise(config, sigma, seed), config.steps // 2, config.steps // 4)
+
+
+def on_the_front(config: ConfigDict, sigma: float, seed: int = 0) -> ConfigDict:
+    """A run of noise alone, as the studies of fronts share it: `noise_then_none`, or the run of `noise` without any."""
+    if sigma == 0:
+        return bricken_noise(config, sigma, seed)
+    return also_evaluated(noise_then_none(config, sigma, seed), "exemplars")
+
+
+def with_l1(config: ConfigDict, weight: float) -> ConfigDict:
+    """`config`, an autoencoder's run, with the paper's L1 `weight`, scaled to embedded data by `l1_scale`."""
+    config = config.copy_and_resolve_references()
+    config.penalty = ConfigDict({"name": "l1", "weight": float(f"{weight * l1_scale(config):.4g}")})
+    config.name = f"{config.name}_l1_{weight:g}"
+    return config
+
+
+def l1_scale(config: ConfigDict) -> float:
+    """What a weight of L1 in the paper is multiplied by; 1 for its own data.
+
+    With the mean over D pixels as the loss, L1 of weight w on the coefficients of orthonormal atoms is soft
+    thresholding at w D / 2: the threshold keeps its ratio to std(data).
+    """
+    pixels = EMBEDDED_PIXELS.get(config.data.name)
+    return 1.0 if pixels is None else noise_scale(config) * BRICKEN_PIXELS / pixels
+
+
+def with_unit_norms(config: ConfigDict) -> ConfigDict:
+    """`config`, an autoencoder's run, that keeps every unit's incoming and outgoing weights at L2 norm 1."""
+    config = config.copy_and_resolve_references()
+    config.optimizer.unit_norm = (("hidden/wi/kernel", 0), ("hidden/wo/kernel", 1))
+    config.name = f"{config.name}_unit_norm"
+    return config
+
+
+def with_kept_share(config: ConfigDict, share: float) -> ConfigDict:
+    """`config`, an autoencoder's run, with Top-k: all units, falling to a `share` of them in a quarter of training."""
+    config = config.copy_and_resolve_references()
+    k = round(share * config.model.mlp.d_ff)
+    config.model.mlp.sparsifier = ConfigDict({"name": "top_k", "k": k, "anneal": config.steps // 4})
+    config.name = f"{config.name}_top_k_{share:g}"
+    return config
+
+
+def with_clip(config: ConfigDict, tau: float, clip: float) -> ConfigDict:
+    """`config`, an autoencoder's run, with clipped ReLU; threshold and clip are multiples of std(data)."""
+    config = config.copy_and_resolve_references()
+    std = EMBEDDED_STD.get(config.data.name, BRICKEN_STD["pixels"])
+    settings = {"tau": float(f"{tau * std:.4g}"), "m": float(f"{clip * std:.4g}")}
+    config.model.mlp.sparsifier = ConfigDict({"name": "clipped_relu", **settings})
+    config.name = f"{config.name}_clipped_{clip:g}"
+    return config
+
+
+def bricken_arm(arg: str, arms: Mapping[str, Mapping[str, Sequence[float]]]) -> tuple[str, str, float]:
+    """Scale, arm and value of "[paper/]ARM/VALUE"; `arms` are the values of every arm, by scale.
+
+    Raises:
+      ValueError: a run that is not among them.
+    """
+    where, _, text = arg.rpartition("/")
+    scale, _, arm = where.rpartition("/")
+    scale = scale or "embedded"
+    values = {f"{value:g}": value for value in arms.get(scale, {}).get(arm, ())}
+    if text not in values:
+        there = ", ".join(f"{arm}/{'|'.join(f'{v:g}' for v in of_arm)}" for arm, of_arm in arms["embedded"].items())
+        raise ValueError(f'unknown run "{arg}"; valid: {there}; paper/... at the paper\'s scale')
+    return scale, arm, values[text]
+
+
+def also_evaluated(config: ConfigDict, *names: str) -> ConfigDict:
+    """`config` with more evaluators at the end."""
+    config = config.copy_and_resolve_references()
+    config.evals.names = (*config.evals.names, *names)
+    return config

@@ -17,7 +17,10 @@ from sparsity.run import run_config
 from sparsity.studies.bricken2023.runs import variant_sigma_seed
 from sparsity.studies.runner import cost
 
-OTHERS = ("sgd", "dead", "deep_mlp")  # in tests/test_papers_dead.py
+OTHERS = (  # in tests/test_papers_dead.py and tests/test_papers_pareto.py
+    *("sgd", "dead", "deep_mlp"),
+    *("ablations", "activations", "pareto", "front"),
+)
 CONFIGS = Path(__file__).parents[1] / "configs"
 EPOCH = 49
 SIGMAS = (0.0, 0.05, 0.1, 0.3, 0.8, 1.5, 3.0, 10.0)  # Fig. 5

@@ -1,6 +1,7 @@
 import dataclasses
 import importlib.util
 import io
+import math
 import re
 from pathlib import Path
 
@@ -78,6 +79,57 @@ def test_with_top_k_of_more_units_than_there_are_is_refused_when_built():
         run_config(recipes.with_top_k(config, k))
 
 
+PLAIN = recipes.with_noise(recipes.autoencoder_photos(), 0.0)
+VARIANTS = {  # what a recipe makes of PLAIN: the end of the name, and the keys that change beside it
+    "noise_then_none": (recipes.noise_then_none(recipes.autoencoder_photos(), 0.8), None, {"noise", "evals"}),
+    "with_l1": (recipes.with_l1(PLAIN, 1e-5), "_l1_1e-05", {"penalty"}),
+    "with_unit_norms": (recipes.with_unit_norms(PLAIN), "_unit_norm", {"optimizer"}),
+    "with_kept_share": (recipes.with_kept_share(PLAIN, 0.03), "_top_k_0.03", {"model"}),
+    "with_clip": (recipes.with_clip(PLAIN, 1.0, 2.0), "_clipped_2", {"model"}),
+    "also_evaluated": (recipes.also_evaluated(PLAIN, "exemplars"), "", {"evals"}),
+}
+
+
+@pytest.mark.parametrize("recipe", VARIANTS)
+def test_a_variant_of_an_autoencoder_s_run_changes_its_name_and_one_section(recipe):
+    config, ending, sections = VARIANTS[recipe]
+    changed = differences(to_dict(run_config(PLAIN)), to_dict(run_config(config)))
+    assert {key.partition(".")[0] for key in changed} - {"name"} == sections
+    assert config.name == (PLAIN.name + ending if ending is not None else "ae400_photos_gaussian0.8_seed0_annealed")
+
+
+def test_the_penalty_s_soft_threshold_keeps_its_ratio_to_the_data():
+    """w D / 2 over std(data): 1e-5 x 3072 / 2 / .25 at the paper's scale."""
+    for base, pixels, std in (
+        (recipes.autoencoder_photos(), 12 * 12, recipes.EMBEDDED_STD["photos"]),
+        (recipes.autoencoder_digits(), 8 * 8, recipes.EMBEDDED_STD["digits"]),
+        (recipes.autoencoder_cifar10(), 32 * 32 * 3, recipes.BRICKEN_STD["pixels"]),
+    ):
+        config = run_config(recipes.with_l1(base, 1e-5))
+        assert math.prod(config.input_shape) == pixels
+        assert config.penalty.weight * pixels / 2 / std == pytest.approx(1e-5 * 3072 / 2 / 0.25, rel=1e-3)
+
+
+def test_top_k_keeps_a_share_of_the_units_after_a_quarter_of_training():
+    sparsifier = run_config(recipes.with_kept_share(PLAIN, 0.03)).model.mlp.sparsifier
+    assert (sparsifier.k, sparsifier.anneal) == (12, 1000)
+
+
+def test_salt_and_pepper_stands_in_the_place_of_gaussian_noise():
+    config = run_config(recipes.with_salt_and_pepper(recipes.autoencoder_photos(), 0.3, seed=2))
+    assert (config.name, config.seed) == ("ae400_photos_salt_and_pepper0.3_seed2", 2)
+    assert (config.noise.probability, config.noise.low, config.noise.high) == (0.3, 0.0, 1.0)
+
+
+def test_a_run_is_named_by_scale_arm_and_value():
+    arms = {"embedded": {"a": (0.1, 1e-5)}, "paper": {"a": (2.0,)}}
+    assert recipes.bricken_arm("a/1e-05", arms) == ("embedded", "a", 1e-5)
+    assert recipes.bricken_arm("paper/a/2", arms) == ("paper", "a", 2.0)
+    for unknown in ("a/2", "b/0.1", "huge/a/0.1", "a", ""):
+        with pytest.raises(ValueError, match=rf'^unknown run "{unknown}"; valid: a/0.1\|1e-05; paper/'):
+            recipes.bricken_arm(unknown, arms)
+
+
 def test_there_are_config_files():
     assert CONFIGS / "quickstart.py" in FILES
 
@@ -88,6 +140,7 @@ def choices(config):
     A list counts by its entries; targets of a sparsifier that are None do not count, being settled when it is built.
     """
     parts = {part: to_dict(getattr(config, part)) for part in ("model", "optimizer", "evals")}
+    parts |= {part: to_dict(config).get(part) for part in ("noise", "penalty")}
     found = {(type(config.model).__name__, "data.image_shape", config.data.image_shape)}
     for key, value in flatten(parts).items():
         for one in value if isinstance(value, list) else [value]:
@@ -109,6 +162,7 @@ EVALUATED = {  # a measure of each evaluator
     "units": "units",
     "cost": "flops",
     "receptive_fields": "fields",
+    "exemplars": "exemplars",
     "noise_covariance": "covariance",
     "noise_terms": "terms",
 }

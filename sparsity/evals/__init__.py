@@ -3,6 +3,7 @@
 from sparsity.evals.accuracy import accuracy
 from sparsity.evals.calibration import calibration
 from sparsity.evals.cost import cost
+from sparsity.evals.exemplars import exemplars
 from sparsity.evals.language import language
 from sparsity.evals.neurons import neurons
 from sparsity.evals.noise_effects import noise_covariance, noise_terms
@@ -24,6 +25,7 @@ EVALS: dict[str, Evaluator] = {
     "units": units,
     "cost": cost,
     "receptive_fields": receptive_fields,
+    "exemplars": exemplars,
     "noise_covariance": noise_covariance,
     "noise_terms": noise_terms,
 }

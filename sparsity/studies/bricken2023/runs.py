@@ -6,10 +6,12 @@ axis of every figure. Every claim's threshold was fixed before the runs.
 
 from __future__ import annotations
 
+import csv
 import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,6 +25,7 @@ from sparsity.writer import read_metrics
 NOISE_NAME = re.compile(r"_(gaussian|laplace|salt_and_pepper|poisson|jacobian)([\d.]+)_seed(\d+)")
 NETWORK = re.compile(r"^(ae|mlp)\d+_[^_]+")  # of an arm: kind, units and data
 Run = TypeVar("Run", Record, RunView)
+FIG_21 = Path("configs/bricken2023/fig21_22_ablations.csv")  # studies run from the repository's root
 STEADY = ("0.1", "0.3", "0.8", "1.5", "3")  # sigmas at which the paper's networks are sparse at the end of training
 
 
@@ -184,3 +187,17 @@ def sigma_axis(axis: Any, data: str = "pixels") -> None:
     above = axis.secondary_xaxis("top", functions=(lambda s: s / std, lambda r: r * std))
     above.set_xlabel("sigma / std(data)")
     above.set_xticks([0, 0.2, 1.2, 6, 40], labels=["0", ".2", "1.2", "6", "40"])
+
+
+def printed_active() -> dict[tuple[str, str], dict[float, float]]:
+    """The numbers behind Figs. 21 and 22, by the authors' code: (ablation, setting) -> sigma -> share of active units.
+
+    What their code leaves out of the figures is there too.
+    """
+    out: dict[tuple[str, str], dict[float, float]] = {}
+    with open(FIG_21, encoding="utf-8") as file:
+        for line in csv.DictReader(file):
+            setting = line["setting"].removesuffix("(commented out)")
+            by_sigma = out.setdefault((line["ablation"], setting), {})
+            by_sigma[float(line["noise_sigma"])] = float(line["mean_fraction_active"])
+    return out

@@ -93,7 +93,7 @@ def ended(tmp_path):
             files.path.mkdir(parents=True)
             files.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
             values = tuple(Measure(name, value, 0.01, 400, "") for name, value in (measures or {}).items())
-            outcome = Outcome("diverged", 1) if measures is None else Outcome("finished", config.steps, values)
+            outcome = Outcome("diverged", 1) if measures is None else Outcome("finished", config.steps, values, FIELDS)
             out.append(Record(config, files, outcome))
         return out
 
