@@ -81,7 +81,7 @@ def test_with_top_k_of_more_units_than_there_are_is_refused_when_built():
 
 PLAIN = recipes.with_noise(recipes.autoencoder_photos(), 0.0)
 VARIANTS = {  # what a recipe makes of PLAIN: the end of the name, and the keys that change beside it
-    "noise_then_none": (recipes.noise_then_none(recipes.autoencoder_photos(), 0.8), None, {"noise", "evals"}),
+    "noise_then_none": (recipes.noise_then_none(recipes.autoencoder_photos(), 0.8), None, {"noise"}),
     "with_l1": (recipes.with_l1(PLAIN, 1e-5), "_l1_1e-05", {"penalty"}),
     "with_unit_norms": (recipes.with_unit_norms(PLAIN), "_unit_norm", {"optimizer"}),
     "with_kept_share": (recipes.with_kept_share(PLAIN, 0.03), "_top_k_0.03", {"model"}),

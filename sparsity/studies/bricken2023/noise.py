@@ -414,8 +414,8 @@ NOISE = Study(
     title="Bricken et al. 2023: sparsity from noise alone",
     introduction=(
         "Autoencoders of one hidden ReLU layer reconstruct patches of photographs, digits, and latents of digits, from "
-        "inputs with added Gaussian noise. Nothing else asks for sparsity. Sigma is the paper's, for pixels of deviation "
-        ".25 and latents of .17; the runs have the same ratio of noise to data."
+        "inputs with added Gaussian noise. Nothing else asks for sparsity. Sigma is the paper's, for pixels of "
+        "deviation .25 and latents of .17; the runs have the same ratio of noise to data."
     ),
     findings=findings,
     figures={
