@@ -30,7 +30,10 @@ setup(
     ],
     extras_require={
         # importlib-resources: what TFDS writes datasets with, and does not declare.
-        "test": ["hypothesis>=6.100", "import-linter>=2.1", "importlib-resources>=6", "pytest>=9", "ruff>=0.15"],
+        "test": [
+            *("hypothesis>=6.100", "import-linter>=2.1", "importlib-resources>=6", "pytest>=9"),
+            *("pytest-xdist>=3.8", "ruff>=0.15"),
+        ],
         "peer": ["torch", "transformers>=5"],
         "tpu": ["jax[tpu]>=0.10.0,<0.13"],
         "cuda": ["jax[cuda12]>=0.10.0,<0.13"],

@@ -5,9 +5,10 @@ import tempfile
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Many tests run the same tiny network; it is compiled once a session, for subprocesses too.
-_CACHE = tempfile.TemporaryDirectory(prefix="sparsity-tests-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+# Many tests run the same tiny network; it is compiled once a session, for subprocesses and workers too.
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers take that of the process that started them
+    _CACHE = tempfile.TemporaryDirectory(prefix="sparsity-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 

@@ -13,7 +13,7 @@ def test_the_two_setup_commands_stand_there_and_ci_runs_the_second():
     commands = [line for line in README.splitlines() if line.startswith(setup)]
     assert len(commands) == 2
     assert commands[0].endswith("python -m launch.reproduce --study=quickstart --workdir=runs/quickstart")
-    assert commands[1].endswith("python -m pytest")
+    assert commands[1].endswith("python -m pytest -n 2 --dist loadfile")
     pattern = re.search(r"sed -n '(s/.*)' README.md", (ROOT / ".ci/run").read_text())[1]
     found = subprocess.run(["sed", "-n", pattern, "README.md"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == commands[1].split("activate && ")[1]
