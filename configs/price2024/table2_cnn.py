@@ -3,7 +3,7 @@
 Claim: P7 and the CNN half of P3: CReLU trains in every cell and keeps ReLU's accuracy to 70% sparsity;
 ReLU_tau .6 trains; CST at V' = .9 fails for s = .8 and .85.
 Command: python -m launch.reproduce --study=price2024/table2_cnn --workdir=runs/price2024
-Hardware: 2 CPU cores, under 30 minutes; at the paper's scale 33 runs of 75,000 steps on a GPU or TPU.
+Hardware: 2 CPU cores, about 35 minutes; at the paper's scale 33 runs of 75,000 steps on a GPU or TPU.
 Expected: paper: ReLU 70%, CReLU 64 to 70%, CST .8/.9 31%, CST .85/.9 29%, ReLU_tau .7 10%.
 assumed: (embedded) handwritten digits, 24 channels, depth 8, 4,000 steps, 9 rows, 3 seeds; batch 32; rate 1e-2,
 chosen once on the ReLU row, seed 0, at depth 15: validation loss .65, .30, 1.57 at rates .003, .01, .02. At depth 15
