@@ -27,7 +27,10 @@ from sparsity.writer import Progress, read_metrics
 
 SPARSIFIER = "model.mlp.sparsifier"
 WITHOUT_ERROR = [["units", kind] for kind in ("above_0", "spread", "entropy", "flat")]
-NOT_OF_A_CLASSIFIER = ("reconstruction", "language", "receptive_fields", "noise_covariance", "noise_terms")
+NOT_OF_A_CLASSIFIER = (
+    *("reconstruction", "language", "receptive_fields"),
+    *("exemplars", "noise_covariance", "noise_terms"),
+)
 
 
 class Quiet(Progress):

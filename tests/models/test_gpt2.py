@@ -319,7 +319,7 @@ def test_impossible_settings_are_refused_by_name(changes, message):
         ),
         (
             {"evals": {"names": ("accuracy",)}},
-            "evals.names: accuracy scores classification, the model's task is language",
+            "evals.names: accuracy scores classification, and the model's task is language",
         ),
     ],
 )

@@ -92,6 +92,7 @@ def test_loss_and_gradients_from_one_state_agree_across_meshes(reference, step):
         assert (np.abs(z[rows, units] - np.maximum(kth[rows], 0)) <= 2e-5).all(), layer
 
 
+@pytest.mark.slow
 def test_the_float64_loss_curves_of_20_steps_agree_across_meshes():
     curves = {}
     with jax.enable_x64(True):
