@@ -34,11 +34,11 @@ def test_the_root_mean_square_of_a_training_coordinate_is_the_papers(made):
 
 def test_latents_of_one_class_are_nearer_to_each_other_than_to_others():
     """The ConvMixer has learnt to tell digits apart: nearest class means read held-out ones."""
-    source = Latents(hidden=32, depth=1, steps=100, batch=128)
+    source = Latents(hidden=32, depth=1, steps=200, batch=128)
     train, test = (source.load(split) for split in ("train", "test"))
     means = np.stack([train.images[train.labels == c].mean(0) for c in range(10)])
     distances = ((test.images[:, None] - means) ** 2).sum((2, 3, 4))
-    assert (distances.argmin(1) == test.labels).mean() > 0.7  # chance is .1; .46 before training
+    assert (distances.argmin(1) == test.labels).mean() > 0.7  # chance is .1; .32 after one step
 
 
 def test_they_are_a_function_of_the_settings(made):
