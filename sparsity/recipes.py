@@ -516,3 +516,19 @@ def also_evaluated(config: ConfigDict, *names: str) -> ConfigDict:
     config = config.copy_and_resolve_references()
     config.evals.names = (*config.evals.names, *names)
     return config
+
+
+# What the studies beyond the paper add: robustness.
+
+
+def with_corruptions(config: ConfigDict) -> ConfigDict:
+    """`config`, a classifier's run, also evaluated under corruptions and for calibration (Li et al. 2022, Table 1)."""
+    config = also_evaluated(config, "calibration", "robustness")
+    # CIFAR-C's constants hardly touch the digits, whose contrast is high.
+    config.evals.corruptions = "imagenet_c" if config.data.name == "digits" else "auto"
+    return config
+
+
+def as_top_k_classifier(config: ConfigDict, share: float) -> ConfigDict:
+    """`as_classifier` with Top-k, reached as in `with_kept_share`."""
+    return as_classifier(with_kept_share(config, share))

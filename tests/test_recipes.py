@@ -271,6 +271,24 @@ def test_a_classifier_has_the_hidden_layer_and_the_training_of_the_autoencoder()
     assert {key.partition(".")[0] for key in changed} == {"name", "model", "evals"}
 
 
+def test_a_classifier_with_top_k_keeps_a_share_of_its_units():
+    plain = run_config(recipes.as_classifier(recipes.autoencoder_digits(units=400)))
+    config = run_config(recipes.as_top_k_classifier(recipes.autoencoder_digits(units=400), 0.03))
+    assert config.name == f"{plain.name}_top_k_0.03"
+    assert (config.model.sparsifier.k, config.model.sparsifier.anneal) == (12, 1000)
+    changed = differences(to_dict(plain), to_dict(config))
+    assert {key for key in changed if not key.startswith("model.sparsifier.")} == {"name"}
+
+
+def test_corruptions_are_those_that_the_images_notice():
+    for base, level in ((recipes.autoencoder_digits(), "imagenet_c"), (recipes.autoencoder_cifar10(), "auto")):
+        plain, config = (run_config(f(recipes.as_classifier(base))) for f in (lambda c: c, recipes.with_corruptions))
+        assert config.evals.names == (*plain.evals.names, "calibration", "robustness")
+        assert config.evals.corruptions == level
+        changed = differences(to_dict(plain), to_dict(config))
+        assert {key.partition(".")[0] for key in changed} == {"evals"}
+
+
 def test_a_sigma_that_is_none_of_the_paper_s_is_refused():
     assert recipes.bricken_sigma("0.05") == 0.05
     with pytest.raises(ValueError, match=r'^unknown sigma "0.2"; valid: 0, 0.05, '):

@@ -10,6 +10,7 @@ from sparsity.studies.bricken2023.flat_regions import FLAT_REGIONS
 from sparsity.studies.bricken2023.front import FRONT
 from sparsity.studies.bricken2023.noise import NOISE
 from sparsity.studies.bricken2023.pareto import PARETO
+from sparsity.studies.bricken2023.robustness import ROBUSTNESS
 from sparsity.studies.bricken2023.sgd import SGD
 from sparsity.studies.bricken2023.theory import THEORY
 from sparsity.studies.bricken2023.training_time import TRAINING_TIME
@@ -25,6 +26,7 @@ BRICKEN2023 = (
     FLAT_REGIONS,
     PARETO,
     FRONT,
+    ROBUSTNESS,
     SGD,
     DEAD,
     DEEP_MLP,
