@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sparsity.config import to_dict
-from sparsity.ops.noise import Constant, LinearToZero
+from sparsity.ops.noise import Constant, Geometric, LinearToZero
 from sparsity.run import run_config
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "bricken2023"
@@ -36,6 +36,13 @@ STUDIES = {
         "model.widths": ([10_000], "Fig. 5, which Fig. 8 trains as"),
         "model.init": ("torch", "code: nn.Linear's own"),
         "evals.corruptions": ("auto", "Li et al., Fig. 10: the benchmark made for the images' size"),
+    },
+    "gentle_annealing": COMMON
+    | {
+        "model.name": ("autoencoder", "Eq. 2"),
+        "model.mlp.d_ff": (10_000, "Fig. 5"),
+        "model.mlp.init": ("torch", "code: nn.Linear's own"),
+        "model.mlp.sparsifier.name": ("relu", "Eq. 2"),
     },
 }
 FALL = LinearToZero(start=800 * EPOCH, length=800 * EPOCH)  # Fig. 8: from epoch 800 to 1,600
@@ -99,4 +106,25 @@ class TestRobustness:
         for config in runs("robustness"):
             assert {"accuracy", "calibration", "robustness", "sparsity"} <= set(config.evals.names)
             left = config.noise.sigma * float(config.noise.schedule(config.steps)) if config.evals.noise else 0
+            assert left == 0, config.name
+
+
+class TestGentleAnnealing:
+    def test_every_schedule_is_run_at_both_sigmas_with_every_seed(self):
+        time = {"start": 800 * EPOCH, "length": 800 * EPOCH}
+        schedules = [
+            (FALL, 1600),
+            (LinearToZero(800 * EPOCH, 1600 * EPOCH), 2400),
+            (LinearToZero(1600 * EPOCH, 800 * EPOCH), 2400),
+            (Geometric(**time, end=0.01), 1600),
+            (Geometric(**time, end=0.05, kept=True), 1600),
+            (Constant(), 1600),
+        ]
+        found = [(*noise_of(c), c.steps) for c in runs("gentle_annealing")]
+        expected = itertools.product((1.5, 3.0), schedules, SEEDS)
+        assert set(found) == {(sigma, s, seed, epochs * EPOCH) for sigma, (s, epochs), seed in expected}
+
+    def test_the_last_evaluation_is_without_noise(self):
+        for config in runs("gentle_annealing"):
+            left = float(config.noise.schedule(config.steps)) if config.evals.noise else 0
             assert left == 0, config.name

@@ -20,7 +20,7 @@ from sparsity.studies.runner import cost
 OTHERS = (  # in tests/test_papers_dead.py, tests/test_papers_pareto.py and tests/test_papers_beyond.py
     *("sgd", "dead", "deep_mlp"),
     *("ablations", "activations", "pareto", "front"),
-    "robustness",
+    *("robustness", "gentle_annealing"),
 )
 CONFIGS = Path(__file__).parents[1] / "configs"
 EPOCH = 49

@@ -238,6 +238,12 @@ class TestConfigFileWithRuns:
 NOISY = recipes.with_noise(recipes.autoencoder_photos(), 0.8, seed=1)
 CHANGES = {
     "annealed": (recipes.annealed(NOISY, 10, 5), "_annealed", "noise.schedule."),
+    "geometrically_annealed": (recipes.geometrically_annealed(NOISY, 10, 5, 0.1), "_geometric", "noise.schedule."),
+    "geometrically_annealed, kept": (
+        recipes.geometrically_annealed(NOISY, 10, 5, 0.1, kept=True),
+        "_geometric_kept",
+        "noise.schedule.",
+    ),
     "with_shared_bias": (recipes.with_shared_bias(NOISY), "_shared_bias", "model.mlp.shared_bias"),
     "with_encoder_scale": (recipes.with_encoder_scale(NOISY, 0.3), "_scale0.3", "model.mlp.scale"),
     "with_steps": (recipes.with_steps(NOISY, 12), "_12steps", "steps"),

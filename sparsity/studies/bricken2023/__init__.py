@@ -8,6 +8,7 @@ from sparsity.studies.bricken2023.dead import DEAD
 from sparsity.studies.bricken2023.deep_mlp import DEEP_MLP
 from sparsity.studies.bricken2023.flat_regions import FLAT_REGIONS
 from sparsity.studies.bricken2023.front import FRONT
+from sparsity.studies.bricken2023.gentle_annealing import GENTLE_ANNEALING
 from sparsity.studies.bricken2023.noise import NOISE
 from sparsity.studies.bricken2023.pareto import PARETO
 from sparsity.studies.bricken2023.robustness import ROBUSTNESS
@@ -27,6 +28,7 @@ BRICKEN2023 = (
     PARETO,
     FRONT,
     ROBUSTNESS,
+    GENTLE_ANNEALING,
     SGD,
     DEAD,
     DEEP_MLP,
