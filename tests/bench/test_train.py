@@ -42,10 +42,11 @@ def test_the_products_are_of_the_step_s_sizes(cases):
 
 
 def test_sixty_percent_of_the_rate_is_a_time_of_five_thirds(cases):
-    bar = cases[0].bars[0]
-    assert (bar.arm, bar.base) == ("step", "products")
-    assert bar.holds(1 / 0.6)
-    assert not bar.holds(1 / 0.59)
+    bars = cases[0].bars
+    assert [(bar.arm, bar.base) for bar in bars] == [("step", "products"), ("step", "products as in the step")]
+    for bar in bars:
+        assert bar.holds(1 / 0.6)
+        assert not bar.holds(1 / 0.59)
 
 
 def test_grouped_or_not_every_sigma_takes_the_steps_of_its_own_run(cases):
