@@ -516,3 +516,31 @@ def also_evaluated(config: ConfigDict, *names: str) -> ConfigDict:
     config = config.copy_and_resolve_references()
     config.evals.names = (*config.evals.names, *names)
     return config
+
+
+# What the studies beyond the paper add: robustness and gentle annealing.
+
+
+def with_corruptions(config: ConfigDict) -> ConfigDict:
+    """`config`, a classifier's run, also evaluated under corruptions and for calibration (Li et al. 2022, Table 1)."""
+    config = also_evaluated(config, "calibration", "robustness")
+    # CIFAR-C's constants hardly touch the digits, whose contrast is high.
+    config.evals.corruptions = "imagenet_c" if config.data.name == "digits" else "auto"
+    return config
+
+
+def as_top_k_classifier(config: ConfigDict, share: float) -> ConfigDict:
+    """`as_classifier` with Top-k, reached as in `with_kept_share`."""
+    return as_classifier(with_kept_share(config, share))
+
+
+def geometrically_annealed(config: ConfigDict, start: int, length: int, end: float, kept: bool = False) -> ConfigDict:
+    """`config`, a run with noise, whose noise falls by equal factors from step `start` to a share `end` in `length`.
+
+    Then it is 0, or stays what it is if `kept`.
+    """
+    config = config.copy_and_resolve_references()
+    schedule = {"name": "geometric", "start": start, "length": length, "end": end, "kept": kept}
+    config.noise.schedule = ConfigDict(schedule)
+    config.name = f"{config.name}_geometric{'_kept' if kept else ''}"
+    return config

@@ -244,6 +244,12 @@ class TestConfigFileWithRuns:
 NOISY = recipes.with_noise(recipes.autoencoder_photos(), 0.8, seed=1)
 CHANGES = {
     "annealed": (recipes.annealed(NOISY, 10, 5), "_annealed", "noise.schedule."),
+    "geometrically_annealed": (recipes.geometrically_annealed(NOISY, 10, 5, 0.1), "_geometric", "noise.schedule."),
+    "geometrically_annealed, kept": (
+        recipes.geometrically_annealed(NOISY, 10, 5, 0.1, kept=True),
+        "_geometric_kept",
+        "noise.schedule.",
+    ),
     "with_shared_bias": (recipes.with_shared_bias(NOISY), "_shared_bias", "model.mlp.shared_bias"),
     "with_encoder_scale": (recipes.with_encoder_scale(NOISY, 0.3), "_scale0.3", "model.mlp.scale"),
     "with_steps": (recipes.with_steps(NOISY, 12), "_12steps", "steps"),
@@ -275,6 +281,24 @@ def test_a_classifier_has_the_hidden_layer_and_the_training_of_the_autoencoder()
     assert (config.model.sparsifier, config.model.init) == (plain.model.mlp.sparsifier, plain.model.mlp.init)
     changed = differences(to_dict(plain), to_dict(config))
     assert {key.partition(".")[0] for key in changed} == {"name", "model", "evals"}
+
+
+def test_a_classifier_with_top_k_keeps_a_share_of_its_units():
+    plain = run_config(recipes.as_classifier(recipes.autoencoder_digits(units=400)))
+    config = run_config(recipes.as_top_k_classifier(recipes.autoencoder_digits(units=400), 0.03))
+    assert config.name == f"{plain.name}_top_k_0.03"
+    assert (config.model.sparsifier.k, config.model.sparsifier.anneal) == (12, 1000)
+    changed = differences(to_dict(plain), to_dict(config))
+    assert {key for key in changed if not key.startswith("model.sparsifier.")} == {"name"}
+
+
+def test_corruptions_are_those_that_the_images_notice():
+    for base, level in ((recipes.autoencoder_digits(), "imagenet_c"), (recipes.autoencoder_cifar10(), "auto")):
+        plain, config = (run_config(f(recipes.as_classifier(base))) for f in (lambda c: c, recipes.with_corruptions))
+        assert config.evals.names == (*plain.evals.names, "calibration", "robustness")
+        assert config.evals.corruptions == level
+        changed = differences(to_dict(plain), to_dict(config))
+        assert {key.partition(".")[0] for key in changed} == {"evals"}
 
 
 def test_a_sigma_that_is_none_of_the_paper_s_is_refused():

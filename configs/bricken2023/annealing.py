@@ -30,14 +30,16 @@ SEEDS_SMALL = 8  # of the embedded classifier up to sigma .3
 def _digits() -> ConfigDict:
     config = recipes.as_classifier(recipes.autoencoder_digits(units=400))
     config.batch = 64  # of 1,260 images
-    return config
+    return recipes.with_corruptions(config)  # for the study `robustness`, which shares these runs
 
 
 BASES = {
     "photos": recipes.autoencoder_photos,
     "digits": _digits,
     "paper/reconstruction": lambda: recipes.autoencoder_cifar10(epochs=1600),
-    "paper/classification": lambda: recipes.as_classifier(recipes.autoencoder_cifar10(epochs=3000)),
+    "paper/classification": lambda: recipes.with_corruptions(
+        recipes.as_classifier(recipes.autoencoder_cifar10(epochs=3000))
+    ),
 }
 
 

@@ -117,6 +117,32 @@ class LinearToZero(NoiseSchedule):
 
 
 @dataclasses.dataclass(frozen=True)
+class Geometric(NoiseSchedule):
+    """1 up to step `start`, then end^((step - start) / length): halved in equal times, until it is `end`.
+
+    From start + length on it is 0, or stays at `end` if `kept`. Not in Bricken et al. 2023: an annealing that spends
+    as long between .1 and .01 of the noise as between 1 and .1.
+    """
+
+    start: int
+    length: int
+    end: float
+    kept: bool = False
+
+    def __post_init__(self):
+        if self.start < 0:
+            raise ValueError(f"start: must be at least 0, got {self.start}")
+        if self.length < 1:
+            raise ValueError(f"length: must be at least 1, got {self.length}")
+        if not 0 < self.end < 1:
+            raise ValueError(f"end: must be in (0, 1), got {self.end}")
+
+    def __call__(self, step, xp=jnp):
+        gone = xp.clip((step - self.start) / self.length, 0, 1)
+        return xp.where(gone < 1, self.end**gone, self.end if self.kept else 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
 class RemovedAt(NoiseSchedule):
     """1 before `step`, 0 from it on (Bricken et al. 2023, Table 1)."""
 
@@ -133,6 +159,7 @@ class RemovedAt(NoiseSchedule):
 NOISE_SCHEDULES: dict[str, type[NoiseSchedule]] = {
     "constant": Constant,
     "linear_to_zero": LinearToZero,
+    "geometric": Geometric,
     "removed_at": RemovedAt,
 }
 

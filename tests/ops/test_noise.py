@@ -18,6 +18,7 @@ from sparsity.ops.noise import (
     NOISES,
     Constant,
     Gaussian,
+    Geometric,
     Laplace,
     LinearToZero,
     NoiseConfig,
@@ -215,6 +216,10 @@ SCHEDULES = {
         LinearToZero(start=800, length=400),
         {0: 1.0, 800: 1.0, 801: 0.9975, 900: 0.75, 1199: 0.0025, 1200: 0.0, 5000: 0.0},
     ),
+    "geometric": (
+        Geometric(start=800, length=400, end=0.01),
+        {0: 1.0, 800: 1.0, 801: 0.01**0.0025, 1000: 0.1, 1100: 0.01**0.75, 1199: 0.01**0.9975, 1200: 0.0, 5000: 0.0},
+    ),
     "removed_at": (RemovedAt(step=200), {0: 1.0, 199: 1.0, 200: 0.0, 201: 0.0}),
 }
 
@@ -227,6 +232,13 @@ def test_a_schedule_has_its_values_by_hand_in_numpy_and_in_a_compiled_step(name)
     # float32: 1 - 399/400 keeps 1e-7 of one.
     np.testing.assert_allclose(jax.jit(schedule)(jnp.asarray(steps, jnp.int32)), expected, atol=1e-7)
     assert [float(schedule(int(s), np)) for s in steps] == pytest.approx(expected)
+
+
+def test_a_geometric_schedule_may_keep_what_is_left():
+    schedule = Geometric(start=10, length=5, end=0.04, kept=True)
+    steps = np.array([0, 10, 15, 16, 10**9])
+    for xp in (np, jnp):
+        np.testing.assert_allclose(schedule(xp.asarray(steps), xp), [1, 1, 0.04, 0.04, 0.04], rtol=1e-6)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,6 +267,18 @@ def test_a_config_survives_being_written_out(name):
         ),
         (
             {"name": "poisson", "sigma": 1.0, "schedule": {"name": "linear_to_zero", "start": 0, "length": 0}},
+            "config.noise.schedule.length: must be at least 1, got 0",
+        ),
+        (
+            {"name": "poisson", "sigma": 1.0, "schedule": {"name": "geometric", "start": 0, "length": 9, "end": 0.0}},
+            "config.noise.schedule.end: must be in (0, 1), got 0.0",
+        ),
+        (
+            {"name": "poisson", "sigma": 1.0, "schedule": {"name": "geometric", "start": -1, "length": 9, "end": 0.1}},
+            "config.noise.schedule.start: must be at least 0, got -1",
+        ),
+        (
+            {"name": "poisson", "sigma": 1.0, "schedule": {"name": "geometric", "start": 0, "length": 0, "end": 0.1}},
             "config.noise.schedule.length: must be at least 1, got 0",
         ),
         (

@@ -8,8 +8,10 @@ from sparsity.studies.bricken2023.dead import DEAD
 from sparsity.studies.bricken2023.deep_mlp import DEEP_MLP
 from sparsity.studies.bricken2023.flat_regions import FLAT_REGIONS
 from sparsity.studies.bricken2023.front import FRONT
+from sparsity.studies.bricken2023.gentle_annealing import GENTLE_ANNEALING
 from sparsity.studies.bricken2023.noise import NOISE
 from sparsity.studies.bricken2023.pareto import PARETO
+from sparsity.studies.bricken2023.robustness import ROBUSTNESS
 from sparsity.studies.bricken2023.sgd import SGD
 from sparsity.studies.bricken2023.theory import THEORY
 from sparsity.studies.bricken2023.training_time import TRAINING_TIME
@@ -25,6 +27,8 @@ BRICKEN2023 = (
     FLAT_REGIONS,
     PARETO,
     FRONT,
+    ROBUSTNESS,
+    GENTLE_ANNEALING,
     SGD,
     DEAD,
     DEEP_MLP,
