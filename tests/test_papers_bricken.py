@@ -17,9 +17,10 @@ from sparsity.run import run_config
 from sparsity.studies.bricken2023.runs import variant_sigma_seed
 from sparsity.studies.runner import cost
 
-OTHERS = (  # in tests/test_papers_dead.py and tests/test_papers_pareto.py
+OTHERS = (  # in tests/test_papers_dead.py, tests/test_papers_pareto.py and tests/test_papers_networks.py
     *("sgd", "dead", "deep_mlp"),
     *("ablations", "activations", "pareto", "front"),
+    *("transformer", "alexnet"),
 )
 CONFIGS = Path(__file__).parents[1] / "configs"
 EPOCH = 49
