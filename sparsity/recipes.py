@@ -425,6 +425,84 @@ def with_rule(config: ConfigDict, rule: str, learning_rate: float) -> ConfigDict
     return config
 
 
+# Deeper networks: Bricken et al. 2023, App. J.1 and J.3.
+
+
+def gpt2_text(steps: int = 1200) -> ConfigDict:
+    """A small GPT-2 of three blocks on the bytes of Python's documentation, without noise: Adam at 2e-3."""
+    config = _autoencoder("gpt2_text", 256, {"name": "text", "length": 64, "stride": 64}, steps)
+    config.model = _gpt2(d_model=64, heads=4, positions=64, dropout=0.0)
+    config.batch, config.every.eval, config.optimizer.learning_rate = 16, max(steps // 12, 1), 2e-3
+    config.evals.names, config.evals.split = ("language", "sparsity", "neurons", "units"), "validation"
+    config.evals.batch = 64
+    return config
+
+
+def gpt2_wikitext() -> ConfigDict:
+    """Three blocks of GPT-2's width, heads and context on the bytes of WikiText-103, from files in wikitext-103/."""
+    config, length = gpt2_text(steps=1_700_000), 1024
+    config.name = "gpt2_wikitext"
+    config.data = ConfigDict({"name": "wikitext", "path": "wikitext-103", "length": length, "stride": length})
+    config.model = _gpt2(d_model=768, heads=12, positions=length, dropout=0.1)
+    config.batch = config.evals.batch = 32
+    config.optimizer.learning_rate, config.mesh.data = 1e-4, -1
+    config.every = ConfigDict({"record": 1000, "eval": 10_000, "checkpoint": 10_000, "speed": 1000})
+    return config
+
+
+def _gpt2(d_model: int, heads: int, positions: int, dropout: float) -> ConfigDict:
+    mlp = {"d_ff": 4 * d_model, "sparsifier": {"name": "relu"}, "init": "gpt2"}
+    sizes = {"d_model": d_model, "layers": 3, "heads": heads, "positions": positions, "dropout": dropout}
+    return ConfigDict({"name": "gpt2", "mlp": mlp, **sizes})
+
+
+def with_mlp_noise(config: ConfigDict, sigma: float, removed: int, seed: int = 0) -> ConfigDict:
+    """`config`, a GPT-2's run, with noise after the LayerNorm in front of every MLP, none from step `removed` on.
+
+    Sigma is the paper's at any scale: what comes out of a LayerNorm has deviation 1 at the start, whatever the data.
+    """
+    config = with_noise(config, sigma, seed)
+    config.model.mlp.noise, config.noise = config.noise, None
+    config.model.mlp.noise.schedule = ConfigDict({"name": "removed_at", "step": removed})
+    config.evals.noise = True
+    return config
+
+
+def before_norm(config: ConfigDict) -> ConfigDict:
+    """`config`, a GPT-2's run with noise in front of its MLPs, with that noise before the LayerNorm instead."""
+    config = config.copy_and_resolve_references()
+    config.model.noise_before_norm, config.name = True, f"{config.name}_before_norm"
+    return config
+
+
+def alexnet_digits(steps: int = 3500) -> ConfigDict:
+    """A narrow AlexNet on handwritten digits of 8x8 pixels in [0, 1], without noise: Adam at 1e-3."""
+    config = _autoencoder("alexnet_digits", 1, {"name": "digits", "shift": 0, "pixels": "unit"}, steps)
+    sizes = {"channels": (16, 32, 48, 32, 32), "widths": (128, 128), "stride": 1}
+    config.model = ConfigDict({"name": "alexnet", "sparsifier": {"name": "relu"}, **sizes, "init": "he"})
+    config.batch, config.every.eval = 64, max(steps // 20, 1)
+    config.evals.names = ("accuracy", "sparsity", "neurons", "units")
+    return config
+
+
+def alexnet_cifar10(epochs: int = 3500) -> ConfigDict:
+    """AlexNet on CIFAR10's pixels: 3,500 epochs of batch 1024, Adam at 1e-4 (Bricken et al. 2023, App. J.3)."""
+    config, run = alexnet_digits(), autoencoder_cifar10(epochs=epochs)
+    config.name, config.data = "alexnet_cifar10", run.data
+    config.model = ConfigDict({"name": "alexnet", "sparsifier": {"name": "relu"}})
+    config.steps, config.batch, config.every, config.mesh = run.steps, run.batch, run.every, run.mesh
+    config.optimizer.learning_rate = run.optimizer.learning_rate
+    return config
+
+
+def after_convolutions(config: ConfigDict, sigma: float) -> ConfigDict:
+    """`config`, an AlexNet's run, with its noise after the convolutions instead, `sigma` in the units found there."""
+    config = config.copy_and_resolve_references()
+    config.model.noise, config.noise = config.noise, None
+    config.model.noise.sigma = sigma
+    return config
+
+
 # What the studies of ablations, activations and fronts add to the runs above.
 BRICKEN_PIXELS = 3072  # numbers in an image of the paper
 EMBEDDED_PIXELS = {"photos": 144, "digits": 64}

@@ -17,10 +17,11 @@ from sparsity.run import run_config
 from sparsity.studies.bricken2023.runs import variant_sigma_seed
 from sparsity.studies.runner import cost
 
-OTHERS = (  # in tests/test_papers_dead.py, tests/test_papers_pareto.py and tests/test_papers_beyond.py
+OTHERS = (  # in tests/test_papers_dead.py, _pareto.py, _beyond.py and _networks.py
     *("sgd", "dead", "deep_mlp"),
     *("ablations", "activations", "pareto", "front"),
     *("robustness", "gentle_annealing"),
+    *("transformer", "alexnet"),
 )
 CONFIGS = Path(__file__).parents[1] / "configs"
 EPOCH = 49

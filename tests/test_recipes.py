@@ -135,13 +135,13 @@ def test_there_are_config_files():
 
 
 def choices(config):
-    """What a run's program is made of: its images' shape and the settings of its parts that are not numbers.
+    """What a run's program is made of: the shape of what it reads and the settings of its parts that are not numbers.
 
     A list counts by its entries; targets of a sparsifier that are None do not count, being settled when it is built.
     """
     parts = {part: to_dict(getattr(config, part)) for part in ("model", "optimizer", "evals")}
     parts |= {part: to_dict(config).get(part) for part in ("noise", "penalty")}
-    found = {(type(config.model).__name__, "data.image_shape", config.data.image_shape)}
+    found = {(type(config.model).__name__, "input_shape", config.input_shape)}
     for key, value in flatten(parts).items():
         for one in value if isinstance(value, list) else [value]:
             one = tuple(one) if isinstance(one, list) else one  # a pattern of parameters and its setting
@@ -155,6 +155,7 @@ SMOKED = set()  # the choices that a smoke run was made of, over all files
 EVALUATED = {  # a measure of each evaluator
     "accuracy": "accuracy",
     "reconstruction": "mse",
+    "language": "perplexity",
     "calibration": "ece",
     "robustness": "robustness",
     "sparsity": "nonzero",
@@ -266,6 +267,34 @@ def test_a_recipe_changes_the_name_and_what_it_says_and_nothing_else(recipe):
     changed = differences(to_dict(run_config(NOISY)), to_dict(run_config(config)))
     assert {k for k in changed if not k.startswith(key)} == ({"name"} if ending else set())
     assert any(k.startswith(key) for k in changed) == (key != "none")
+
+
+GPT2 = recipes.with_mlp_noise(recipes.gpt2_text(), 3.0, removed=800, seed=1)
+ALEXNET = recipes.with_noise(recipes.alexnet_digits(), 1.5, seed=1)
+
+
+def test_noise_of_a_gpt2_stands_in_its_mlps_unscaled_until_it_is_removed():
+    plain, config = run_config(recipes.gpt2_text()), run_config(GPT2)
+    assert (config.name, config.seed, config.noise) == ("gpt2_text_gaussian3_seed1", 1, None)
+    noise = config.model.mlp.noise
+    assert (noise.sigma, noise.schedule.step, config.evals.noise) == (3.0, 800, True)
+    changed = differences(to_dict(plain), to_dict(config))
+    assert {k for k in changed if not k.startswith("model.mlp.noise")} == {"name", "seed", "evals.noise"}
+
+
+def test_noise_before_the_norm_changes_the_name_and_its_place_and_nothing_else():
+    config = recipes.before_norm(GPT2)
+    assert config.name == f"{GPT2.name}_before_norm"
+    changed = differences(to_dict(run_config(GPT2)), to_dict(run_config(config)))
+    assert set(changed) == {"name", "model.noise_before_norm"}
+
+
+def test_noise_after_the_convolutions_is_not_scaled_and_leaves_the_pixels_alone():
+    pixels, config = run_config(ALEXNET), run_config(recipes.after_convolutions(ALEXNET, 1.5))
+    assert pixels.noise.sigma == pytest.approx(1.5 * recipes.EMBEDDED_STD["digits"] / 0.25, rel=1e-3)
+    assert (config.noise, config.model.noise.sigma) == (None, 1.5)
+    changed = differences(to_dict(pixels), to_dict(config))
+    assert {key for key in changed if not key.startswith(("noise", "model.noise"))} == set()
 
 
 def test_the_penalty_has_the_sigma_of_the_noise_and_stands_in_its_place():

@@ -2,6 +2,7 @@
 
 from sparsity.studies.bricken2023.ablations import ABLATIONS
 from sparsity.studies.bricken2023.activations import ACTIVATION_STUDY
+from sparsity.studies.bricken2023.alexnet import ALEXNET
 from sparsity.studies.bricken2023.annealing import ANNEALING
 from sparsity.studies.bricken2023.controls import CONTROLS
 from sparsity.studies.bricken2023.dead import DEAD
@@ -15,6 +16,7 @@ from sparsity.studies.bricken2023.robustness import ROBUSTNESS
 from sparsity.studies.bricken2023.sgd import SGD
 from sparsity.studies.bricken2023.theory import THEORY
 from sparsity.studies.bricken2023.training_time import TRAINING_TIME
+from sparsity.studies.bricken2023.transformer import TRANSFORMER
 
 BRICKEN2023 = (
     THEORY,
@@ -32,4 +34,6 @@ BRICKEN2023 = (
     SGD,
     DEAD,
     DEEP_MLP,
+    TRANSFORMER,
+    ALEXNET,
 )

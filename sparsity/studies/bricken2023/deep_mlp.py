@@ -50,10 +50,10 @@ def _grid(records: Sequence[Record]) -> Grid:
     return grid_of({r.config.name: r for r in records})
 
 
-def printed() -> dict[tuple[str, float], float]:
-    """Table 2 as printed: (optimizer, sigma) -> validation accuracy."""
+def printed(table: Path = TABLE_2) -> dict[tuple[str, float], float]:
+    """Table 2, or another of its columns, as printed: (optimizer, sigma) -> validation accuracy."""
     keys = {name: key for key, name in OPTIMIZERS.items()}
-    with open(TABLE_2, encoding="utf-8") as file:
+    with open(table, encoding="utf-8") as file:
         return {(keys[r["optimizer"]], float(r["noise_sigma"])): float(r["val_acc"]) for r in csv.DictReader(file)}
 
 
