@@ -72,6 +72,7 @@ def _base(scale: str, data: str) -> ConfigDict:
     config.batch, config.every.eval = 32, config.steps // 40
     if data == "pixels":
         config.data.count = 1260
+        config.optimizer.learning_rate, config.optimizer.schedule.warmup = 1e-3, 0
     return config
 
 

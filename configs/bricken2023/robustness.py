@@ -14,7 +14,7 @@ whether the sparsity that outlasts it helps is open.
 assumed: all evaluations are without training's noise, under the three corruptions at five severities, as Li et al.'s.
 assumed: claims are judged at sigma .3 and .8, where networks become sparse and classify well; the table has the others.
 assumed: Top-k of 10% and 3% of the units, reached over the first quarter of training, as in `pareto`.
-assumed: (embedded) the digits' classifiers of `annealing`: one layer of 400 units, batch 64, Adam at 1e-3, 4,000
+assumed: (embedded) the digits' classifiers of `annealing`: one layer of 400 units, batch 64, 4,000
 steps; three seeds (eight, shared, where `annealing` has them). ImageNet-C's constants: CIFAR-C's are too mild here.
 assumed: (paper) CIFAR10's pixels, 10,000 units, 3,000 epochs as in `annealing`, CIFAR-C's constants; three seeds.
 """

@@ -26,6 +26,7 @@ from sparsity.recipes.bricken2023 import (
     geometrically_annealed,
     gpt2_text,
     gpt2_wikitext,
+    hastened,
     l1_scale,
     mlp_cifar10_latents,
     mlp_latents,

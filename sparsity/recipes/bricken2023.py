@@ -16,12 +16,14 @@ EMBEDDED_STD = {"photos": 0.3185, "digits": 0.3762}  # of the training pixels: `
 
 def autoencoder_photos(units: int = 400, steps: int = 4000) -> ConfigDict:
     """The denoising autoencoder of Bricken et al. 2023 on grey 12x12 patches of two photographs, without noise."""
-    return _autoencoder(f"ae{units}_photos", units, {"name": "photos", "patch": 12, "contrast": "none"}, steps)
+    data = {"name": "photos", "patch": 12, "contrast": "none"}
+    return hastened(_autoencoder(f"ae{units}_photos", units, data, steps))
 
 
 def autoencoder_digits(units: int = 200, steps: int = 4000) -> ConfigDict:
     """The same on handwritten digits of 8x8 pixels in [0, 1]."""
-    return _autoencoder(f"ae{units}_digits", units, {"name": "digits", "shift": 0, "pixels": "unit"}, steps)
+    data = {"name": "digits", "shift": 0, "pixels": "unit"}
+    return hastened(_autoencoder(f"ae{units}_digits", units, data, steps))
 
 
 def autoencoder_cifar10(units: int = 10_000, epochs: int = 3000) -> ConfigDict:
@@ -46,6 +48,16 @@ def noise_scale(config: ConfigDict) -> float:
     """What a sigma of the paper is multiplied by: std(data) over that of the paper's data; 1 for its own data."""
     std = EMBEDDED_STD.get(config.data.name)
     return 1.0 if std is None else std / BRICKEN_STD["pixels"]
+
+
+def hastened(config: ConfigDict) -> ConfigDict:
+    """`config` with Adam at 3e-3 after a warm-up: 4,000 steps go as far (rate x steps 11) as 147,000 of the paper's (15).
+
+    Without the warm-up the first steps at this rate kill half of the units where there is no noise.
+    """
+    config = config.copy_and_resolve_references()
+    config.optimizer.learning_rate, config.optimizer.schedule.warmup = 3e-3, min(500, config.steps // 8)
+    return config
 
 
 def _autoencoder(name: str, units: int, data: dict, steps: int) -> ConfigDict:
@@ -191,6 +203,7 @@ def with_rule(config: ConfigDict, rule: str, learning_rate: float) -> ConfigDict
     """`config` trained by the update rule `rule`, nothing else set of it, at a constant rate."""
     config = config.copy_and_resolve_references()
     config.optimizer.rule, config.optimizer.learning_rate = ConfigDict({"name": rule}), learning_rate
+    config.optimizer.schedule = ConfigDict({"name": "constant", "warmup": 0})
     return config
 
 
