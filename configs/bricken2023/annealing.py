@@ -9,8 +9,8 @@ Hardware: 2 CPU cores, 57 runs, 3 of them (photos without noise) of the study `n
 the paper's scale 48 runs of 78,400 or 147,000 steps on a GPU or TPU.
 Expected: paper, latents: classification 94.3% at sigma .1 and .3 against 93.4% without noise, with 55% and 45% of the
 units active against 66%; no loss in reconstruction.
-assumed: (embedded) reconstruction as in `noise`; the same layer of 400 units classifies digits, batch 64, Adam as there,
-4,000 steps; 8 seeds up to sigma .3, because .9 points are 3 of the 358 test digits, 3 seeds beyond.
+assumed: (embedded) reconstruction as in `noise`; the same layer of 400 units classifies digits, batch 64;
+8 seeds up to sigma .3, because .9 points are 3 of the 358 test digits, 3 seeds beyond.
 assumed: validation is under the noise of the step, as in the authors' code, so that units which noise alone turns on
 are not dead; (embedded) noise falls from step 2,000 to 3,500, and the last validations are without.
 assumed: (paper) CIFAR10's pixels, where the paper has 256 latents of a ConvMixer, so that a classifier of one hidden
