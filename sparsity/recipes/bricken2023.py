@@ -53,7 +53,8 @@ def noise_scale(config: ConfigDict) -> float:
 def hastened(config: ConfigDict) -> ConfigDict:
     """`config` with Adam at 3e-3 after a warm-up, so that 4,000 steps go about as far as the paper's 147,000.
 
-    Rate times steps is 11, the paper's 15. Without the warm-up the first steps at this rate kill half of the units where there is no noise.
+    Rate times steps is 11, the paper's 15. Without the warm-up the first steps at this rate kill half of the units
+    where there is no noise.
     """
     config = config.copy_and_resolve_references()
     config.optimizer.learning_rate, config.optimizer.schedule.warmup = 3e-3, min(500, config.steps // 8)
