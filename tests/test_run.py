@@ -205,6 +205,7 @@ def test_a_stopped_run_resumes_to_the_uninterrupted_result(finished, tmp_path):
     assert steps == [0, 1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_still_ends_in_the_uninterrupted_result(tmp_path):
     """kill -9 three times, once per phase of a short run, then finish."""
     script = (

@@ -184,6 +184,7 @@ def test_data_that_are_not_there_are_one_line_and_not_fetched(tmp_path, monkeypa
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.slow
 def test_keys_left_at_their_defaults_and_other_choices_can_be_set_on_the_command_line(tmp_path):
     sparsifier = "--config.model.mlp.sparsifier"
     cases = [
@@ -200,6 +201,7 @@ def test_keys_left_at_their_defaults_and_other_choices_can_be_set_on_the_command
         assert saved.items() >= expected.items()
 
 
+@pytest.mark.slow
 def test_evaluate_says_what_the_run_came_to(tmp_path):
     args = [*TINY, "--config.optimizer.learning_rate=1e30", "--config.optimizer.schedule.warmup=0"]
     launch("train", *args, f"--workdir={tmp_path / 'w'}")

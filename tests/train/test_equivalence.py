@@ -69,7 +69,7 @@ def _compute(engine, state, batch):
     return float(sums.loss / sums.count), jax.device_get(grads), jax.device_get(kept)
 
 
-@pytest.mark.parametrize("step", [0, 10, 20])
+@pytest.mark.parametrize("step", [*(pytest.param(i, marks=pytest.mark.slow) for i in (0, 10)), 20])
 def test_loss_and_gradients_from_one_state_agree_across_meshes(reference, step):
     states, batches = reference
     out = {name: _compute(engine, states[step], batches[step]) for name, engine in _engines().items()}
