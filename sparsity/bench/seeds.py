@@ -1,7 +1,7 @@
 """Several seeds of one config in one vmapped program, against one after the other.
 
-A study may group runs into one program only where this gains 1.2x on the backend at hand. No result is recorded
-yet, so no study groups runs.
+A study may group runs into one program only where this gains 1.2x on the backend at hand. On 2 CPU cores three seeds
+in one program take 1.54 times as long as one after the other (1.48 to 1.59; `results/seeds.json`), so no study groups.
 """
 
 from __future__ import annotations
