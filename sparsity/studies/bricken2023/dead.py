@@ -8,7 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from sparsity.studies import draw
-from sparsity.studies.bricken2023.runs import across, arm_sigma_seed, by_arm, mean_over_seeds, measured, records_of
+from sparsity.studies.bricken2023.runs import (
+    across,
+    arm_sigma_seed,
+    by_arm,
+    mean_over_seeds,
+    measured,
+    records_of,
+    standard_error,
+)
 from sparsity.studies.draw import Drawing, Runs, RunView
 from sparsity.studies.judge import Claim, Effect
 from sparsity.studies.runner import Record, Row, Study
@@ -51,7 +59,7 @@ def table(records: Sequence[Record]) -> list[Row]:
         at = [converged(r) for r in runs]
         row = {"data": data, "arm": change, "batch": config.batch, "rate": config.optimizer.learning_rate}
         row |= {"steps": config.steps, "n": len(runs), "dead": float(np.mean(dead))}
-        row["se"] = float(np.std(dead, ddof=1) / len(dead) ** 0.5) if len(dead) > 1 else None
+        row["se"] = standard_error(dead)
         row["converged"] = float(np.mean([line["step"] for line in at]))
         row["then"] = float(np.mean([line["dead.mean"] for line in at]))
         row["last"] = float(np.mean([validations(r)[-1]["dead.mean"] for r in runs]))

@@ -13,7 +13,14 @@ from typing import TypeVar
 import numpy as np
 
 from sparsity.studies import draw
-from sparsity.studies.bricken2023.runs import across, arm_sigma_seed, measured, records_of, sigma_axis
+from sparsity.studies.bricken2023.runs import (
+    across,
+    arm_sigma_seed,
+    measured,
+    records_of,
+    sigma_axis,
+    standard_error,
+)
 from sparsity.studies.draw import Drawing, Runs, RunView
 from sparsity.studies.judge import Claim, Effect
 from sparsity.studies.runner import Record, Row, Study
@@ -101,7 +108,7 @@ def table(records: Sequence[Record]) -> list[Row]:
         theirs = paper.get((arm, sigma))
         row = {"arm": arm, "sigma": sigma, "n": len(runs), "accuracy, paper": theirs}
         row["accuracy"] = float(np.mean(accuracy))
-        row["se"] = float(np.std(accuracy, ddof=1) / math.sqrt(len(accuracy))) if len(accuracy) > 1 else None
+        row["se"] = standard_error(accuracy)
         row["gain, paper"] = None if theirs is None else theirs - paper[arm, 0.0]
         row["gain"] = row["accuracy"] - float(np.mean(base)) if base else None
         row["train"] = float(np.mean([train_accuracy(r) for r in runs]))

@@ -15,10 +15,12 @@ from sparsity.studies.bricken2023.runs import (
     by_arm,
     mean_over_seeds,
     measured,
+    or_none,
     over_seeds,
     records_of,
     runs_by_arm,
     sigma_axis,
+    standard_error,
 )
 from sparsity.studies.draw import Drawing, Runs
 from sparsity.studies.judge import Claim
@@ -64,8 +66,8 @@ def table(records: Sequence[Record]) -> list[Row]:
             runs = list(of_seed.values())
             active = [measured(r, DENSITY) for r in runs]
             row = {"arm": arm, "sigma": sigma, "n": len(runs), "active": float(np.mean(active))}
-            row["se"] = float(np.std(active, ddof=1) / math.sqrt(len(active))) if len(active) > 1 else None
-            row |= {name: _or_none(mean_over_seeds(of_seed, key)) for name, key in COLUMNS.items() if name != "active"}
+            row["se"] = standard_error(active)
+            row |= {name: or_none(mean_over_seeds(of_seed, key)) for name, key in COLUMNS.items() if name != "active"}
             row |= {key: float(np.mean([last_weights(r)[key] for r in runs])) for key in WEIGHTS}
             rows.append(row)
     return rows
@@ -77,10 +79,6 @@ WEIGHTS = ("bias_mean", "bias_std", "norm_mean", "norm_std")
 def last_weights(record: Record) -> dict[str, float]:
     """Mean and deviation over units of biases and encoder norms, at the last recorded step."""
     return records_of(record, "weights")[-1]["modules"]["hidden/wi"]
-
-
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def active_by_step(runs: Runs) -> Drawing:

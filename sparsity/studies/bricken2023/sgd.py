@@ -10,7 +10,13 @@ import numpy as np
 
 from sparsity.recipes import BRICKEN_STD
 from sparsity.studies import draw
-from sparsity.studies.bricken2023.runs import arm_sigma_seed, mean_over_seeds, measured, records_of
+from sparsity.studies.bricken2023.runs import (
+    arm_sigma_seed,
+    mean_over_seeds,
+    measured,
+    records_of,
+    standard_error,
+)
 from sparsity.studies.draw import Drawing, Runs, RunView
 from sparsity.studies.judge import Claim, Effect
 from sparsity.studies.runner import Record, Row, Study
@@ -71,7 +77,7 @@ def table(records: Sequence[Record]) -> list[Row]:
         active = [measured(r, DENSITY) for r in of_seed.values()]
         row = dict(zip(("data", "sigma", "rate", "batch", "bias rate"), cell, strict=True)) | {"n": len(active)}
         row["active"] = float(np.mean(active))
-        row["se"] = float(np.std(active, ddof=1) / len(active) ** 0.5) if len(active) > 1 else None
+        row["se"] = standard_error(active)
         row["bias moved"] = float(np.mean([bias_moved(r) for r in of_seed.values()]))
         row["silent"] = mean_over_seeds(of_seed, "units.silent.hidden")
         row["loss"] = float(np.mean([final_loss(r) for r in of_seed.values()]))
