@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -13,9 +12,13 @@ from sparsity.studies import draw
 from sparsity.studies.bricken2023.deep_mlp import OPTIMIZERS, train_accuracy
 from sparsity.studies.bricken2023.deep_mlp import printed as printed_accuracy
 from sparsity.studies.bricken2023.runs import (
+    Grid,
+    Run,
     across,
     arm_sigma_seed,
+    grid_by,
     measured,
+    named,
     or_none,
     percent,
     sigma_axis,
@@ -35,29 +38,12 @@ LOST = 0.1  # half of the paper's 20 points
 LOST_AFTER_CONVOLUTIONS = 0.03  # half of the paper's least
 FITS = 0.99
 ARM = re.compile(rf"_({'|'.join(sorted(ARMS, key=len, reverse=True))})$")
-Run = TypeVar("Run", Record, RunView)
 
 
 def arm_of(name: str) -> tuple[str, float, int]:
     """("average", 1.5, 0) of a run called "alexnet_digits_gaussian1.5_seed0_average"."""
     arm, sigma, seed = arm_sigma_seed(name)
     return ARM.search(arm)[1], sigma, seed
-
-
-def grid_of(runs: Mapping[str, Run]) -> dict[tuple[str, float], dict[int, Run]]:
-    """(arm, sigma) -> seed -> run, of runs by name."""
-    out: dict[tuple[str, float], dict[int, Run]] = {}
-    for name, run in runs.items():
-        arm, sigma, seed = arm_of(name)
-        out.setdefault((arm, sigma), {})[seed] = run
-    return out
-
-
-Grid = dict[tuple[str, float], dict[int, Record]]
-
-
-def _grid(records: Sequence[Record]) -> Grid:
-    return grid_of({r.config.name: r for r in records})
 
 
 def printed() -> dict[tuple[str, float], float]:
@@ -94,7 +80,7 @@ def table(records: Sequence[Record]) -> list[Row]:
     twentieth of training. active, dead, by layer: on one epoch of training data at the end; dead are units, or channels
     of a convolution, whose activations sum to less than 1e-5.
     """
-    paper, grid, rows = printed(), _grid(records), []
+    paper, grid, rows = printed(), grid_by(arm_of, named(records)), []
     for (arm, sigma), of_seed in grid.items():
         runs = list(of_seed.values())
         accuracy = [measured(r, "accuracy") for r in runs]
@@ -113,7 +99,7 @@ def table(records: Sequence[Record]) -> list[Row]:
 
 def accuracy_by_sigma(runs: Runs) -> Drawing:
     """Table 3: test accuracy when noise is gone against sigma; dots: seeds, line: their mean, crosses: the paper's."""
-    grid, paper = grid_of(runs), printed()
+    grid, paper = grid_by(arm_of, runs), printed()
     figure, axes = draw.panels(1, 1, height=3.4)
     for i, (arm, label) in enumerate(ARMS.items()):
         sigmas = sorted(sigma for name, sigma in grid if name == arm)
@@ -135,7 +121,7 @@ def layers_by_sigma(runs: Runs) -> Drawing:
 
     Dots: seeds, lines: their means. The axes differ in scale.
     """
-    grid = {sigma: of_seed for (arm, sigma), of_seed in sorted(grid_of(runs).items()) if arm == "adam"}
+    grid = {sigma: of_seed for (arm, sigma), of_seed in sorted(grid_by(arm_of, runs).items()) if arm == "adam"}
     figure, axes = draw.panels(1, 2, height=3.4)
     for axis, (what, share) in zip(axes, (("active", active), ("dead", dead)), strict=True):
         for i, layer in enumerate(LAYERS):
@@ -155,7 +141,7 @@ def dead_by_optimizer(runs: Runs) -> Drawing:
 
     A dot is a layer at a sigma, the mean over seeds; on the line both kill as many.
     """
-    grid = grid_of(runs)
+    grid = grid_by(arm_of, runs)
     figure, axes = draw.panels(1, 2, height=3.2, sharex=True, sharey=True)
     for axis, other in zip(axes, ("sgd", "sparse_adam"), strict=True):
         shared = [(grid[key], grid[other, key[1]]) for key in grid if key[0] == "adam" and (other, key[1]) in grid]
@@ -196,7 +182,7 @@ def _over(records: Sequence[Record], arms: Sequence[str], value: Callable[..., f
 
     Not testable unless the networks learnt: mean test accuracy of Adam without noise of at least `LEARNS`.
     """
-    grid = _grid(records)
+    grid = grid_by(arm_of, named(records))
     missing = [arm for arm in arms if not _noisy(grid, arm)]
     if missing or ("adam", 0.0) not in grid:
         return Effect.untestable(f"no runs of {', '.join(missing) or 'adam without noise'}")

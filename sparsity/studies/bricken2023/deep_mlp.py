@@ -6,17 +6,19 @@ import csv
 import itertools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
 from sparsity.studies import draw
 from sparsity.studies.bricken2023.runs import (
+    Grid,
     across,
     arm_sigma_seed,
+    grid_by,
     measured,
+    named,
     records_of,
     sigma_axis,
     standard_error,
@@ -32,29 +34,12 @@ LEARNS = 0.5  # mean test accuracy without noise from which on the networks are 
 NONE = 0.02  # a share of dead units below this is none
 POINT = 0.01
 ARM = re.compile(r"_(sparse_adam|adam|sgd|before\d)$")
-Run = TypeVar("Run", Record, RunView)
 
 
 def arm_of(name: str) -> tuple[str, float, int]:
     """("adam", 1.5, 0) of a run called "mlp3x200_latents_gaussian1.5_seed0_adam"; "before2": noise before layer 2."""
     arm, sigma, seed = arm_sigma_seed(name)
     return ARM.search(arm)[1], sigma, seed
-
-
-def grid_of(runs: Mapping[str, Run]) -> dict[tuple[str, float], dict[int, Run]]:
-    """(optimizer or place of the noise, sigma) -> seed -> run, of runs by name."""
-    out: dict[tuple[str, float], dict[int, Run]] = {}
-    for name, run in runs.items():
-        arm, sigma, seed = arm_of(name)
-        out.setdefault((arm, sigma), {})[seed] = run
-    return out
-
-
-Grid = dict[tuple[str, float], dict[int, Record]]
-
-
-def _grid(records: Sequence[Record]) -> Grid:
-    return grid_of({r.config.name: r for r in records})
 
 
 def printed(table: Path = TABLE_2) -> dict[tuple[str, float], float]:
@@ -100,7 +85,7 @@ def table(records: Sequence[Record]) -> list[Row]:
     data; dead are units whose activations sum to less than 1e-5. dead before: units of all layers that no validation
     example activates, under full noise at the start of annealing. norm: mean norm of the weights into a layer's units.
     """
-    paper, grid, rows = printed(), _grid(records), []
+    paper, grid, rows = printed(), grid_by(arm_of, named(records)), []
     for (arm, sigma), of_seed in grid.items():
         runs = list(of_seed.values())
         accuracy = [measured(r, "accuracy") for r in runs]
@@ -132,7 +117,7 @@ def layers_by_sigma(runs: Runs) -> Drawing:
     Filled: after annealing, on an epoch of training data. Rings: before it, under full noise, on the validation split,
     where a unit is dead that no example activates.
     """
-    grid = grid_of(runs)
+    grid = grid_by(arm_of, runs)
     shown = [name for name in OPTIMIZERS if any(arm == name for arm, _ in grid)]
     figure, axes = draw.panels(len(shown), 2, height=2.6)
     for row, name in zip(np.reshape(axes, (-1, 2)), shown, strict=True):
@@ -157,7 +142,7 @@ def dead_by_optimizer(runs: Runs) -> Drawing:
 
     A dot is a sigma, the mean over seeds; on the line both kill as many.
     """
-    grid = grid_of(runs)
+    grid = grid_by(arm_of, runs)
     figure, axes = draw.panels(1, 2, height=3.2, sharex=True, sharey=True)
     for axis, other in zip(axes, ("sgd", "sparse_adam"), strict=True):
         for layer in LAYERS[1:]:
@@ -172,7 +157,7 @@ def dead_by_optimizer(runs: Runs) -> Drawing:
 
 def accuracy_by_sigma(runs: Runs) -> Drawing:
     """Table 2: test accuracy after annealing against sigma; dots: seeds, line: their mean, crosses: the paper's."""
-    grid, paper = grid_of(runs), printed()
+    grid, paper = grid_by(arm_of, runs), printed()
     figure, axes = draw.panels(1, 1, height=3.2)
     for i, (name, label) in enumerate(OPTIMIZERS.items()):
         sigmas = sorted(sigma for arm, sigma in grid if arm == name)
@@ -190,7 +175,7 @@ def accuracy_by_sigma(runs: Runs) -> Drawing:
 
 def norms_by_step(runs: Runs) -> Drawing:
     """Mean norm of the weights into layer 1 (left) and 2 (right) against step, by where noise stands (first seed)."""
-    grid = grid_of(runs)
+    grid = grid_by(arm_of, runs)
     shown = {"none": ("adam", 0.0)} | {
         f"before layer {arm[-1]}": (arm, sigma) for arm, sigma in grid if arm.startswith("before")
     }
@@ -231,7 +216,7 @@ def _over(records: Sequence[Record], arms: Sequence[str], value: Callable[..., f
 
     Not testable unless the networks learnt: mean test accuracy without noise of at least `LEARNS`.
     """
-    grid = _grid(records)
+    grid = grid_by(arm_of, named(records))
     missing = [arm for arm in arms if (arm, 0.0) not in grid or not _noisy(grid, arm)]
     if missing:
         return Effect.untestable(f"no runs of {', '.join(missing)} with noise and without")
@@ -283,7 +268,7 @@ def _gains(*arms: BySigma) -> dict[float, float]:
 
 def _grown(records: Sequence[Record], layer: int) -> Effect:
     """log10 of the mean norm of the weights before `layer`, noise in front of it alone, over that without noise."""
-    grid = _grid(records)
+    grid = grid_by(arm_of, named(records))
     noisy = [grid[key] for key in _noisy(grid, f"before{layer}")]
     groups = {f"noise before layer {layer}": noisy[0] if noisy else {}, "adam, no noise": grid.get(("adam", 0.0), {})}
     return across(groups, lambda run, base: math.log10(norm(run, layer - 1) / norm(base, layer - 1)))

@@ -63,6 +63,20 @@ def by_variant(runs: Mapping[str, Run]) -> dict[str, dict[float, dict[int, Run]]
     return out
 
 
+Grid = dict[tuple[str, float], dict[int, Record]]  # (arm, sigma) -> seed -> record
+
+
+def grid_by(
+    arm_of: Callable[[str], tuple[str, float, int]], runs: Mapping[str, Run]
+) -> dict[tuple[str, float], dict[int, Run]]:
+    """(arm, sigma) -> seed -> run, in the order of the study, of runs by name; `arm_of` a name: arm, sigma and seed."""
+    out: dict[tuple[str, float], dict[int, Run]] = {}
+    for name, run in runs.items():
+        *key, seed = arm_of(name)
+        out.setdefault(tuple(key), {})[seed] = run
+    return out
+
+
 def named(records: Iterable[Record]) -> dict[str, Record]:
     """Records by the names of their runs."""
     return {record.config.name: record for record in records}

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
 from sparsity.recipes import BRICKEN_STD
 from sparsity.studies import draw
 from sparsity.studies.bricken2023.runs import (
+    Run,
     arm_sigma_seed,
     mean_over_seeds,
     measured,
+    named,
     records_of,
     standard_error,
 )
-from sparsity.studies.draw import Drawing, Runs, RunView
+from sparsity.studies.draw import Drawing, Runs
 from sparsity.studies.judge import Claim, Effect
 from sparsity.studies.runner import Record, Row, Study
 
@@ -48,7 +50,6 @@ def cell_and_seed(name: str) -> tuple[Cell, int]:
     return Cell(data, sigma, float(found[2]), int(found[3]), float(found[4] or 1)), seed
 
 
-Run = TypeVar("Run", Record, RunView)
 Cells = dict[Cell, dict[int, Record]]
 
 
@@ -62,7 +63,7 @@ def grid_of(runs: Mapping[str, Run]) -> dict[Cell, dict[int, Run]]:
 
 
 def _grid(records: Sequence[Record]) -> Cells:
-    return grid_of({r.config.name: r for r in records})
+    return grid_of(named(records))
 
 
 def table(records: Sequence[Record]) -> list[Row]:

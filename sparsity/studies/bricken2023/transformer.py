@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -16,7 +15,9 @@ from sparsity.studies.bricken2023.runs import (
     across,
     arm_sigma_seed,
     decades,
+    grid_by,
     measured,
+    named,
     or_none,
     percent,
     records_of,
@@ -33,7 +34,6 @@ NONE = 0.02  # a share of dead units below this is none
 COST = 0.01  # of the loss without noise: less than this is no cost
 MOST = 3.0  # the largest sigma that costs nothing, and at which the text says how sparse each layer is
 BEYOND = 8.0
-Run = TypeVar("Run", Record, RunView)
 
 
 def place_of(name: str) -> tuple[str, float, int]:
@@ -43,22 +43,6 @@ def place_of(name: str) -> tuple[str, float, int]:
     """
     arm, sigma, seed = arm_sigma_seed(name)
     return "before" if arm.endswith("_before_norm") else "after", sigma, seed
-
-
-def grid_of(runs: Mapping[str, Run]) -> dict[tuple[str, float], dict[int, Run]]:
-    """(place, sigma) -> seed -> run, of runs by name."""
-    out: dict[tuple[str, float], dict[int, Run]] = {}
-    for name, run in runs.items():
-        place, sigma, seed = place_of(name)
-        out.setdefault((place, sigma), {})[seed] = run
-    return out
-
-
-Grid = dict[tuple[str, float], dict[int, Record]]
-
-
-def _grid(records: Sequence[Record]) -> Grid:
-    return grid_of({r.config.name: r for r in records})
 
 
 def printed() -> dict[float, dict[str, float]]:
@@ -109,7 +93,7 @@ def table(records: Sequence[Record]) -> list[Row]:
     loss, over seeds); a token is a byte, and a few letters in the paper, so that losses compare relative to that
     without noise (cost) alone. train: loss on training batches of the last twentieth of training.
     """
-    paper, grid, rows = printed(), _grid(records), []
+    paper, grid, rows = printed(), grid_by(place_of, named(records)), []
     for (place, sigma), of_seed in grid.items():
         runs = list(of_seed.values())
         base = [measured(r, "nll") for r in grid.get(("after", 0.0), {}).values()]
@@ -136,7 +120,7 @@ def active_by_step(runs: Runs) -> Drawing:
 
     Before the line under noise after the LayerNorm, then without.
     """
-    grid = {sigma: of_seed for (place, sigma), of_seed in grid_of(runs).items() if place == "after"}
+    grid = {sigma: of_seed for (place, sigma), of_seed in grid_by(place_of, runs).items() if place == "after"}
     figure, axes = draw.panels(1, len(LAYERS), sharey=True)
     for layer, axis in zip(LAYERS, axes, strict=True):
         for i, (sigma, of_seed) in enumerate(sorted(grid.items())):
@@ -156,7 +140,7 @@ def active_by_sigma(runs: Runs) -> Drawing:
 
     Rings: noise before the LayerNorm instead.
     """
-    grid, paper = grid_of(runs), printed()
+    grid, paper = grid_by(place_of, runs), printed()
     figure, axes = draw.panels(1, len(LAYERS), sharey=True)
     for layer, axis in zip(LAYERS, axes, strict=True):
         _by_sigma(axis, grid, lambda view, layer=layer: active(view, layer), draw.color(layer - 1, 3))
@@ -171,7 +155,7 @@ def loss_by_sigma(runs: Runs) -> Drawing:
 
     Dots: seeds, line: their mean, rings: noise before the LayerNorm, crosses: the paper's.
     """
-    grid, paper = grid_of(runs), printed()
+    grid, paper = grid_by(place_of, runs), printed()
     base = float(np.mean([measured(view, "nll") for view in grid.get(("after", 0.0), {}).values()] or [math.nan]))
     figure, axes = draw.panels(1, 2)
     _by_sigma(axes[0], grid, lambda view: measured(view, "nll") / base, "C0")
@@ -224,7 +208,7 @@ def _over(records: Sequence[Record], place: str, sigmas: Sequence[float], value:
     `sigmas` must have been run with noise at `place`; all that were are given. Not testable unless the networks learnt:
     mean validation loss without noise of at most `LEARNS`.
     """
-    grid = _grid(records)
+    grid = grid_by(place_of, named(records))
     missing = [f"{s:g}" for s in sigmas if (place, s) not in grid] + ["0"] * (("after", 0.0) not in grid)
     if missing:
         return Effect.untestable(f"no run with noise {place} the LayerNorm at sigma {', '.join(missing)}")
