@@ -5,8 +5,6 @@ Nothing here trains. The numbers come from the papers' text, not from the config
 
 import csv
 import dataclasses
-import functools
-import importlib.util
 import itertools
 import re
 from pathlib import Path
@@ -15,11 +13,12 @@ import jax
 import numpy as np
 import pytest
 
+from launch.cli import load_study_config
 from sparsity import axes
-from sparsity.config import to_dict
 from sparsity.ops.sparsifiers import SPARSIFIERS
 from sparsity.run import Engine, run_config
 from sparsity.studies.runner import cost
+from tests.papers import paper_runs, setting
 
 # Table 2 of Price et al. has two rows above the bifurcation: they warn, and proceed.
 pytestmark = pytest.mark.filterwarnings("ignore::sparsity.theory.edge_of_chaos.BifurcationWarning")
@@ -97,8 +96,8 @@ KEY_ROWS = TRAIN_WELL | {
 INPUTS = ("momentum", "inputs of zero mean and unit variance")
 NET = (*INPUTS, "first layer's bias", "head on the edge", "inputs of variance .8")
 PAPERS = {
-    "price2024/table2.py": Paper(DNN, TABLE2, 5, ("batch 120", *NET), epochs=200, examples=54_000),
-    "price2024/table2_cnn.py": Paper(
+    "price2024/table2": Paper(DNN, TABLE2, 5, ("batch 120", *NET), epochs=200, examples=54_000),
+    "price2024/table2_cnn": Paper(
         CNN,
         TABLE2,
         1,
@@ -106,28 +105,10 @@ PAPERS = {
         epochs=200,
         examples=45_000,
     ),
-    "price2024/depth100.py": Paper(DNN, frozenset(KEY_ROWS), 1, ("as table2",), epochs=200, examples=54_000),
-    "price2024/fig5.py": Paper(DNN, frozenset(FIG5 | TRAIN_WELL), 5, ("batch 120",), steps=15),
-    "price2024/initial.py": Paper(DNN, TABLE2, 5, ("batch of step 0",), steps=1),
+    "price2024/depth100": Paper(DNN, frozenset(KEY_ROWS), 1, ("as table2",), epochs=200, examples=54_000),
+    "price2024/fig5": Paper(DNN, frozenset(FIG5 | TRAIN_WELL), 5, ("batch 120",), steps=15),
+    "price2024/initial": Paper(DNN, TABLE2, 5, ("batch of step 0",), steps=1),
 }
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location("paper_config", CONFIGS / name)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@functools.cache
-def paper_runs(name):
-    """The typed runs of a config file at the paper's scale; none if it has no such scale."""
-    try:
-        return [run_config(written) for written in load(name).sweep("paper")]
-    except ValueError as error:
-        if 'no scale "paper"' not in str(error):
-            raise
-        return []
 
 
 def row(config):
@@ -137,16 +118,8 @@ def row(config):
     return name, getattr(sparsifier, "sparsity", 0.5), getattr(sparsifier, "slope", None)
 
 
-def setting(config, key):
-    """The value, or the section, of a dotted key."""
-    value = to_dict(config)
-    for part in key.split("."):
-        value = value[part]
-    return value
-
-
 def test_every_config_with_runs_at_a_papers_scale_is_in_the_table():
-    files = [str(path.relative_to(CONFIGS)) for path in sorted(CONFIGS.glob("price2024/*.py"))]
+    files = [str(path.relative_to(CONFIGS).with_suffix("")) for path in sorted(CONFIGS.glob("price2024/*.py"))]
     assert [name for name in files if paper_runs(name)] == sorted(PAPERS)
 
 
@@ -187,7 +160,7 @@ class TestPaper:
             assert config.model.input_gain == (0.8 if unclipped else 1.0), config.name
 
     def test_what_the_paper_leaves_open_is_said_to_be_assumed(self, name):
-        text = load(name).__doc__.partition("assumed:")[2]
+        text = load_study_config(name).__doc__.partition("assumed:")[2]
         assert "(paper)" in text
         flat = " ".join(text.split())
         for words in PAPERS[name].assumed:
@@ -235,11 +208,11 @@ def lowered(config, devices, record=False):
 
 def paper_run(name, **changes):
     """The run of CReLU with s = .85 and V' = .7 at the paper's scale, its model changed."""
-    config = run_config(load(name).get_config("paper/crelu_0.85_0.7"))
+    config = run_config(load_study_config(name).get_config("paper/crelu_0.85_0.7"))
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
 
 
-BOTH = pytest.mark.parametrize("name", ["price2024/table2.py", "price2024/table2_cnn.py"])
+BOTH = pytest.mark.parametrize("name", ["price2024/table2", "price2024/table2_cnn"])
 RECORD = pytest.mark.parametrize("record", [False, True], ids=["plain", "recording"])
 
 
@@ -257,7 +230,7 @@ def test_a_deeper_network_is_not_a_longer_program(name, record):
 @RECORD
 def test_the_papers_training_step_compiles_for_four_tpu_chips(name, record, tpu_devices):
     # The product that "auto" takes on a TPU; here it would see the CPU.
-    config = paper_run(name) if name.endswith("table2.py") else paper_run(name, product="convolution")
+    config = paper_run(name) if name.endswith("table2") else paper_run(name, product="convolution")
     compiled = lowered(config, tpu_devices, record).compile()
     assert compiled.as_text().count(" while(") == 2
     assert 4 * closed_form(config)[0] < compiled.memory_analysis().peak_memory_in_bytes < 16 * 2**30  # a v5e chip
@@ -265,7 +238,5 @@ def test_the_papers_training_step_compiles_for_four_tpu_chips(name, record, tpu_
 
 @pytest.mark.aot
 def test_a_deeper_network_is_not_a_longer_program_for_a_tpu(tpu_devices):
-    lengths = [
-        len(lowered(paper_run("price2024/table2.py", depth=d), tpu_devices).compile().as_text()) for d in (10, 100)
-    ]
+    lengths = [len(lowered(paper_run("price2024/table2", depth=d), tpu_devices).compile().as_text()) for d in (10, 100)]
     assert lengths[1] == pytest.approx(lengths[0], rel=0.1)

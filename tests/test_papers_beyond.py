@@ -4,18 +4,14 @@ Nothing here trains. The numbers come from the paper and its authors' code, not 
 in an `assumed:` line.
 """
 
-import functools
-import importlib.util
 import itertools
-from pathlib import Path
 
 import pytest
 
-from sparsity.config import to_dict
+from launch.cli import load_study_config
 from sparsity.ops.noise import Constant, Geometric, LinearToZero
-from sparsity.run import run_config
+from tests.papers import paper_runs, setting
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "bricken2023"
 EPOCH = 49  # steps of 1,024 images, of 50,000
 SEEDS = (0, 1, 2)
 COMMON = {
@@ -48,39 +44,20 @@ STUDIES = {
 FALL = LinearToZero(start=800 * EPOCH, length=800 * EPOCH)  # Fig. 8: from epoch 800 to 1,600
 
 
-@functools.cache
-def docstring_and_runs(study):
-    spec = importlib.util.spec_from_file_location("paper_config", CONFIGS / f"{study}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.__doc__, [run_config(written) for written in module.sweep("paper")]
-
-
-def runs(study):
-    return docstring_and_runs(study)[1]
-
-
-def setting(config, key):
-    value = to_dict(config)
-    for part in key.split("."):
-        value = value[part]
-    return value
-
-
 @pytest.mark.parametrize("study", STUDIES)
 class TestStudy:
     def test_every_run_has_the_hyperparameters_of_the_paper(self, study):
         expected = {key: value for key, (value, _) in STUDIES[study].items()}
-        for config in runs(study):
+        for config in paper_runs(f"bricken2023/{study}"):
             assert {key: setting(config, key) for key in expected} == expected, config.name
 
     def test_no_run_is_there_twice(self, study):
-        names = [config.name for config in runs(study)]
+        names = [config.name for config in paper_runs(f"bricken2023/{study}")]
         assert len(names) == len(set(names))
 
     def test_what_is_ours_is_said_to_be_assumed(self, study):
-        assert "assumed: (paper)" in docstring_and_runs(study)[0]
-        assert "assumed: (embedded)" in docstring_and_runs(study)[0]
+        assert "assumed: (paper)" in load_study_config(f"bricken2023/{study}").__doc__
+        assert "assumed: (embedded)" in load_study_config(f"bricken2023/{study}").__doc__
 
 
 def noise_of(config):
@@ -89,21 +66,23 @@ def noise_of(config):
 
 class TestRobustness:
     def test_plain_constant_and_annealed_noise_with_every_seed(self):
-        found = {noise_of(c) for c in runs("robustness") if setting(c, "model.sparsifier.name") == "relu"}
+        found = {
+            noise_of(c) for c in paper_runs("bricken2023/robustness") if setting(c, "model.sparsifier.name") == "relu"
+        }
         constant = itertools.product((0.0, 0.1, 0.3, 0.8, 1.5), [Constant()], SEEDS)
         annealed = itertools.product((0.1, 0.3, 0.8, 1.5, 3.0), [FALL], SEEDS)
         assert found == {*constant, *annealed}
 
     def test_top_k_of_10_and_3_percent_falls_over_a_quarter_of_training_and_has_no_noise(self):
-        kept = [c for c in runs("robustness") if setting(c, "model.sparsifier.name") == "top_k"]
+        kept = [c for c in paper_runs("bricken2023/robustness") if setting(c, "model.sparsifier.name") == "top_k"]
         found = {(c.model.sparsifier.k, c.model.sparsifier.anneal, c.noise.sigma, c.seed) for c in kept}
         assert found == {*itertools.product((1000, 300), [750 * EPOCH], [0.0], SEEDS)}
 
     def test_the_runs_are_as_long_as_the_classifiers_of_fig_8(self):
-        assert {config.steps for config in runs("robustness")} == {3000 * EPOCH}
+        assert {config.steps for config in paper_runs("bricken2023/robustness")} == {3000 * EPOCH}
 
     def test_all_are_measured_as_li_et_al_measure_and_without_noise(self):
-        for config in runs("robustness"):
+        for config in paper_runs("bricken2023/robustness"):
             assert {"accuracy", "calibration", "robustness", "sparsity"} <= set(config.evals.names)
             left = config.noise.sigma * float(config.noise.schedule(config.steps)) if config.evals.noise else 0
             assert left == 0, config.name
@@ -120,11 +99,11 @@ class TestGentleAnnealing:
             (Geometric(**time, end=0.05, kept=True), 1600),
             (Constant(), 1600),
         ]
-        found = [(*noise_of(c), c.steps) for c in runs("gentle_annealing")]
+        found = [(*noise_of(c), c.steps) for c in paper_runs("bricken2023/gentle_annealing")]
         expected = itertools.product((1.5, 3.0), schedules, SEEDS)
         assert set(found) == {(sigma, s, seed, epochs * EPOCH) for sigma, (s, epochs), seed in expected}
 
     def test_the_last_evaluation_is_without_noise(self):
-        for config in runs("gentle_annealing"):
+        for config in paper_runs("bricken2023/gentle_annealing"):
             left = float(config.noise.schedule(config.steps)) if config.evals.noise else 0
             assert left == 0, config.name

@@ -4,18 +4,17 @@ Nothing here trains. The numbers come from the paper and the code, not from the 
 """
 
 import dataclasses
-import functools
-import importlib.util
 from collections import Counter
 from pathlib import Path
 
 import jax
 import pytest
 
+from launch.cli import load_study_config
 from sparsity.config import flatten, to_dict
-from sparsity.run import run_config
 from sparsity.studies.bricken2023.runs import variant_sigma_seed
 from sparsity.studies.runner import cost
+from tests.papers import paper_runs
 
 OTHERS = (  # in tests/test_papers_dead.py, _pareto.py, _beyond.py and _networks.py
     *("sgd", "dead", "deep_mlp"),
@@ -87,8 +86,8 @@ def scale(s):
 
 # Config file -> its arms by variant, and what the paper leaves open, by words of an `assumed:` line.
 PAPERS = {
-    "bricken2023/noise.py": ({"ae": plain(3000, SIGMAS)}, ("(paper) pixels in [0, 1]", "3,000 epochs", "biases")),
-    "bricken2023/annealing.py": (
+    "bricken2023/noise": ({"ae": plain(3000, SIGMAS)}, ("(paper) pixels in [0, 1]", "3,000 epochs", "biases")),
+    "bricken2023/annealing": (
         {
             "ae": plain(1600, (0.0,)),
             "ae_annealed": Arm(1600, SIGMAS[1:], AUTOENCODER | RELU | FALLS),
@@ -97,7 +96,7 @@ PAPERS = {
         },
         ("(paper) CIFAR10's pixels", "1,600 epochs of reconstruction, 3,000 of classification"),
     ),
-    "bricken2023/controls.py": (
+    "bricken2023/controls": (
         {
             "ae": plain(3000, (0.0, 0.1, 0.3, 0.8)),
             "ae_jacobian": Arm(3000, (0.1, 0.3, 0.8), AUTOENCODER | RELU | {"penalty.name": ("jacobian", "Sec. 1")}),
@@ -106,7 +105,7 @@ PAPERS = {
         },
         ("illegible", "sigmas are .1, .3 and .8", "(paper) networks, data and training of `noise`"),
     ),
-    "bricken2023/training_time.py": (
+    "bricken2023/training_time": (
         {
             "ae": plain(3000, (0.3,)),
             "ae_441000steps": plain(9000, (0.3,)),
@@ -114,28 +113,16 @@ PAPERS = {
         },
         ("(paper) 3,000, 9,000 and 19,000 epochs, as Fig. 12 prints",),
     ),
-    "bricken2023/flat_regions.py": (
+    "bricken2023/flat_regions": (
         {"ae": activation("relu")} | {f"ae_{name}": activation(name) for name in ("gelu", "reflected_relu", "sat")},
         ("(paper) CIFAR10's pixels, 10,000 units", "|phi'| < .01"),
     ),
 }
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location("paper_config", CONFIGS / name)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@functools.cache
-def paper_runs(name):
-    return [run_config(written) for written in load(name).sweep("paper")]
-
-
 def test_every_config_with_runs_at_the_papers_scale_is_in_the_table():
-    files = [str(path.relative_to(CONFIGS)) for path in CONFIGS.glob("bricken2023/*.py")]
-    elsewhere = {f"bricken2023/{study}.py" for study in OTHERS}
+    files = [str(path.relative_to(CONFIGS).with_suffix("")) for path in CONFIGS.glob("bricken2023/*.py")]
+    elsewhere = {f"bricken2023/{study}" for study in OTHERS}
     assert {name for name in files if paper_runs(name)} == set(PAPERS) | elsewhere
 
 
@@ -160,7 +147,7 @@ class TestPaper:
             assert settings.get("noise.name", "gaussian") == "gaussian"
 
     def test_what_the_paper_leaves_open_is_said_to_be_assumed(self, name):
-        flat = " ".join(load(name).__doc__.partition("assumed:")[2].split())
+        flat = " ".join(load_study_config(name).__doc__.partition("assumed:")[2].split())
         for words in PAPERS[name][1]:
             assert words in flat, words
 

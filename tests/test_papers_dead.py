@@ -3,19 +3,15 @@
 Nothing here trains. The numbers come from the paper's text and from the authors' public code, not from the configs.
 """
 
-import functools
-import importlib.util
 import itertools
-from pathlib import Path
 
 import jax
 import pytest
 
-from sparsity.config import to_dict
-from sparsity.run import run_config
+from launch.cli import load_study_config
 from sparsity.studies.runner import cost
+from tests.papers import paper_runs, setting
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "bricken2023"
 CODE = {  # of every run
     "optimizer.grad_clip": (1.0, "authors' code: global norm 1.0, every step"),
     "optimizer.schedule": ({"name": "constant", "warmup": 0}, "authors' code: no schedule"),
@@ -98,45 +94,26 @@ SIZES = {
 }
 
 
-@functools.cache
-def load(study):
-    spec = importlib.util.spec_from_file_location("paper_config", CONFIGS / f"{study}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@functools.cache
-def paper_runs(study):
-    """The typed runs at the paper's scale, by name."""
-    runs = [run_config(written) for written in load(study).sweep("paper")]
-    return {run.name: run for run in runs}
-
-
-def setting(config, key):
-    """The value, or the section, of a dotted key; None where the config leaves out a key that is at its default."""
-    value = to_dict(config)
-    for part in key.split("."):
-        value = value.get(part)
-    return value
+def by_name(study):
+    return {run.name: run for run in paper_runs(f"bricken2023/{study}")}
 
 
 @pytest.mark.parametrize(("study", "part"), PRINTED)
 def test_every_run_has_the_hyperparameters_that_paper_and_code_print(study, part):
     printed = {key: value for key, (value, _) in PRINTED[study, part].items()}
-    runs = {name: run for name, run in paper_runs(study).items() if part in name}
+    runs = {name: run for name, run in by_name(study).items() if part in name}
     assert runs
     for name, run in runs.items():
-        assert {key: setting(run, key) for key in printed} == printed, name
+        assert {key: setting(run, key, None) for key in printed} == printed, name
 
 
 def test_the_grid_of_sgd_is_the_paper_s():
-    found = {(r.noise.sigma, r.optimizer.learning_rate) for n, r in paper_runs("sgd").items() if "latents" in n}
+    found = {(r.noise.sigma, r.optimizer.learning_rate) for n, r in by_name("sgd").items() if "latents" in n}
     assert found == set(itertools.product((0.0, 0.8, 8.0), (0.001, 0.01, 0.1, 1.0)))
 
 
 def test_the_deep_classifier_has_every_row_of_table_2_with_every_seed():
-    runs = [r for n, r in paper_runs("deep_mlp").items() if "before" not in n]
+    runs = [r for n, r in by_name("deep_mlp").items() if "before" not in n]
     found = [(type(r.optimizer.rule).__name__, r.noise.sigma, r.seed) for r in runs]
     sigmas = (0.0, 0.1, 0.5, 1.5, 3.0, 5.0, 10.0)
     assert sorted(found) == sorted(itertools.product(("AdamW", "SGD", "SparseAdam"), sigmas, range(3)))
@@ -144,7 +121,7 @@ def test_the_deep_classifier_has_every_row_of_table_2_with_every_seed():
 
 @pytest.mark.parametrize("study", ASSUMED)
 def test_what_the_paper_leaves_open_is_said_to_be_assumed(study):
-    text = " ".join(load(study).__doc__.partition("assumed:")[2].split())
+    text = " ".join(load_study_config(f"bricken2023/{study}").__doc__.partition("assumed:")[2].split())
     assert "(paper)" in text
     for words in ASSUMED[study]:
         assert words in text, words
@@ -152,7 +129,7 @@ def test_what_the_paper_leaves_open_is_said_to_be_assumed(study):
 
 @pytest.mark.parametrize("study", ASSUMED)
 def test_every_network_can_be_planned_and_has_the_size_of_the_closed_form(study):
-    networks = {name.partition("_gaussian")[0]: run for name, run in paper_runs(study).items()}
+    networks = {name.partition("_gaussian")[0]: run for name, run in by_name(study).items()}
     for name, run in networks.items():
         weights, biases = SIZES[name]
         found = cost(run, jax.devices()[:1])

@@ -4,22 +4,18 @@ Nothing here trains. The numbers come from the paper's text and from the authors
 Neither network is in that code: what it says of the others' training is assumed of these.
 """
 
-import functools
-import importlib.util
 import itertools
 from collections import Counter
-from pathlib import Path
 
 import jax
 import pytest
 
-from sparsity.config import to_dict
-from sparsity.run import run_config
+from launch.cli import load_study_config
 from sparsity.studies.bricken2023.alexnet import arm_of
 from sparsity.studies.bricken2023.transformer import place_of
 from sparsity.studies.runner import cost
+from tests.papers import paper_runs, setting
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "bricken2023"
 EPOCH = 49  # steps of 1,024 images, of 50,000
 CODE = {
     "optimizer.grad_clip": (1.0, "authors' code: global norm 1.0, every step"),
@@ -92,35 +88,13 @@ ASSUMED = {  # what the paper leaves open, by words that an `assumed:` line of t
 }
 
 
-@functools.cache
-def load(study):
-    spec = importlib.util.spec_from_file_location("paper_config", CONFIGS / f"{study}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@functools.cache
-def paper_runs(study):
-    """The typed runs at the paper's scale."""
-    return [run_config(written) for written in load(study).sweep("paper")]
-
-
-def setting(config, key):
-    """The value, or the section, of a dotted key; None where the config leaves out a key that is at its default."""
-    value = to_dict(config)
-    for part in key.split("."):
-        value = value.get(part)
-    return value
-
-
 @pytest.mark.parametrize(("study", "arm"), PRINTED)
 def test_every_run_has_the_hyperparameters_that_paper_and_code_print(study, arm):
     printed = {key: value for key, (value, _) in PRINTED[study, arm].items()}
-    runs = [run for run in paper_runs(study) if ARM_OF[study](run.name)[0] == arm]
+    runs = [run for run in paper_runs(f"bricken2023/{study}") if ARM_OF[study](run.name)[0] == arm]
     assert runs
     for run in runs:
-        assert {key: setting(run, key) for key in printed} == printed, run.name
+        assert {key: setting(run, key, None) for key in printed} == printed, run.name
 
 
 @pytest.mark.parametrize("study", SIGMAS)
@@ -128,14 +102,14 @@ def test_every_arm_is_run_at_every_sigma_with_every_seed_once(study):
     arms = [arm for name, arm in PRINTED if name == study]
     grid = itertools.product(arms, SIGMAS[study], range(3))
     expected = {(arm, sigma, seed) for arm, sigma, seed in grid if sigma or arm not in NO_BASE}
-    found = Counter(ARM_OF[study](run.name) for run in paper_runs(study))
+    found = Counter(ARM_OF[study](run.name) for run in paper_runs(f"bricken2023/{study}"))
     assert set(found) == expected
     assert set(found.values()) == {1}
 
 
 @pytest.mark.parametrize("study", SIGMAS)
 def test_names_say_sigma_and_seed_and_sigma_is_the_paper_s(study):
-    for run in paper_runs(study):
+    for run in paper_runs(f"bricken2023/{study}"):
         arm, sigma, seed = ARM_OF[study](run.name)
         inside = run.model.mlp.noise if study == "transformer" else run.model.noise
         noise = inside if study == "transformer" or arm == "convolutions" else run.noise
@@ -144,7 +118,7 @@ def test_names_say_sigma_and_seed_and_sigma_is_the_paper_s(study):
 
 @pytest.mark.parametrize("study", ASSUMED)
 def test_what_the_paper_leaves_open_is_said_to_be_assumed(study):
-    text = " ".join(load(study).__doc__.partition("assumed:")[2].split())
+    text = " ".join(load_study_config(f"bricken2023/{study}").__doc__.partition("assumed:")[2].split())
     assert "(paper)" in text
     assert "(embedded)" in text
     for words in ASSUMED[study]:
@@ -152,7 +126,7 @@ def test_what_the_paper_leaves_open_is_said_to_be_assumed(study):
 
 
 def test_the_transformer_can_be_planned_and_has_the_size_of_the_closed_form():
-    run, d, length, bytes_ = paper_runs("transformer")[0], 768, 1024, 256
+    run, d, length, bytes_ = paper_runs("bricken2023/transformer")[0], 768, 1024, 256
     found = cost(run, jax.devices()[:1])
     block = 12 * d**2 + 13 * d  # four matrices of attention and two of the MLP with biases, two LayerNorms
     assert found.parameters == (bytes_ + length) * d + 3 * block + 2 * d
@@ -161,7 +135,7 @@ def test_the_transformer_can_be_planned_and_has_the_size_of_the_closed_form():
 
 
 def test_the_alexnet_can_be_planned_and_has_the_size_of_the_closed_form():
-    run = next(run for run in paper_runs("alexnet") if arm_of(run.name) == ("adam", 1.5, 0))
+    run = next(run for run in paper_runs("bricken2023/alexnet") if arm_of(run.name) == ("adam", 1.5, 0))
     channels, sides = (3, 64, 192, 384, 256, 256), (16, 8, 4, 4, 4)
     convolutions = [9 * a * b for a, b in itertools.pairwise(channels)]
     matrices = [2 * 2 * 256 * 4096, 4096**2, 4096 * 10]

@@ -3,18 +3,14 @@
 Nothing here trains. The numbers come from the paper and its authors' code, not from the configs.
 """
 
-import functools
-import importlib.util
 import itertools
-from pathlib import Path
 
 import pytest
 
-from sparsity.config import to_dict
+from launch.cli import load_study_config
 from sparsity.ops.noise import Laplace, Poisson, SaltAndPepper
-from sparsity.run import run_config
+from tests.papers import paper_runs, setting
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "bricken2023"
 EPOCH = 49  # steps of 1,024 images, of 50,000
 SIGMAS = {0.0, 0.05, 0.1, 0.3, 0.8, 1.5, 3.0, 10.0}  # Fig. 21
 SEEDS = (0, 1, 2)
@@ -42,42 +38,23 @@ STUDIES = {
 }
 
 
-@functools.cache
-def docstring_and_runs(study):
-    spec = importlib.util.spec_from_file_location("paper_config", CONFIGS / f"{study}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.__doc__, [run_config(written) for written in module.sweep("paper")]
-
-
-def runs(study):
-    return docstring_and_runs(study)[1]
-
-
-def setting(config, key):
-    value = to_dict(config)
-    for part in key.split("."):
-        value = value[part]
-    return value
-
-
 @pytest.mark.parametrize("study", STUDIES)
 class TestStudy:
     def test_every_run_has_the_hyperparameters_of_the_paper(self, study):
         expected = {key: value for key, (value, _) in STUDIES[study][0].items()}
-        for config in runs(study):
+        for config in paper_runs(f"bricken2023/{study}"):
             assert {key: setting(config, key) for key in expected} == expected, config.name
 
     def test_the_runs_are_as_long_as_the_paper_s(self, study):
-        assert {config.steps for config in runs(study)} == {EPOCH * STUDIES[study][1]}
+        assert {config.steps for config in paper_runs(f"bricken2023/{study}")} == {EPOCH * STUDIES[study][1]}
 
     def test_no_run_is_there_twice(self, study):
-        names = [config.name for config in runs(study)]
+        names = [config.name for config in paper_runs(f"bricken2023/{study}")]
         assert len(names) == len(set(names))
 
     def test_what_the_paper_leaves_open_is_said_to_be_assumed(self, study):
-        assert "assumed: (paper)" in docstring_and_runs(study)[0]
-        assert "assumed: (embedded)" in docstring_and_runs(study)[0]
+        assert "assumed: (paper)" in load_study_config(f"bricken2023/{study}").__doc__
+        assert "assumed: (embedded)" in load_study_config(f"bricken2023/{study}").__doc__
 
 
 def noise_of(config):
@@ -90,14 +67,18 @@ ANNEALED = (1000 * EPOCH, 500 * EPOCH)  # App. D: "we anneal noise from epochs 1
 
 
 def test_noise_alone_is_annealed_between_a_half_and_three_quarters():
-    alone = [c for c in runs("pareto") if c.penalty is None and setting(c, "model.mlp.sparsifier.name") != "top_k"]
+    alone = [
+        c
+        for c in paper_runs("bricken2023/pareto")
+        if c.penalty is None and setting(c, "model.mlp.sparsifier.name") != "top_k"
+    ]
     found = {(*noise_of(config), config.seed) for config in alone}
     assert found == {(s, ANNEALED, 0) for s in SIGMAS - {0.0}} | {(0.0, None, seed) for seed in SEEDS}
 
 
 def test_l1_has_the_paper_s_weights_of_the_sum_over_units_with_unit_norms_and_without():
     weights = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8)  # App. D, at 3,072 pixels: not scaled
-    penalised = [c for c in runs("pareto") if c.penalty is not None]
+    penalised = [c for c in paper_runs("bricken2023/pareto") if c.penalty is not None]
     found = {(c.penalty.weight, c.optimizer.unit_norm, c.seed) for c in penalised}
     both = (("hidden/wi/kernel", 0), ("hidden/wo/kernel", 1))  # every unit's incoming and outgoing weights
     one_seed = itertools.product(weights, [(), both], [0])
@@ -107,14 +88,14 @@ def test_l1_has_the_paper_s_weights_of_the_sum_over_units_with_unit_norms_and_wi
 
 
 def test_top_k_falls_from_all_units_over_500_epochs():
-    kept = [c for c in runs("pareto") if setting(c, "model.mlp.sparsifier.name") == "top_k"]
+    kept = [c for c in paper_runs("bricken2023/pareto") if setting(c, "model.mlp.sparsifier.name") == "top_k"]
     found = {(c.model.mlp.sparsifier.k, c.model.mlp.sparsifier.anneal, c.model.mlp.sparsifier.act) for c in kept}
     assert found == {(k, 500 * EPOCH, "relu") for k in (3, 10, 30, 100, 300, 1000, 3000)}
     assert {noise_of(c) for c in kept} == {(0.0, None)}
 
 
 def test_combinations_have_one_noise_and_it_is_annealed():
-    for config in runs("front"):
+    for config in paper_runs("bricken2023/front"):
         sigma, annealing = noise_of(config)
         alone = config.penalty is None and setting(config, "model.mlp.sparsifier.name") == "relu"
         assert annealing == (None if sigma == 0 else ANNEALED)
@@ -122,7 +103,7 @@ def test_combinations_have_one_noise_and_it_is_annealed():
 
 
 def test_combinations_are_scaled_by_the_paper_s_own_data():
-    found = [config for config in runs("front") if config.seed == 0]
+    found = [config for config in paper_runs("bricken2023/front") if config.seed == 0]
     clipped = {(c.model.mlp.sparsifier.tau, c.model.mlp.sparsifier.m) for c in found if "clipped" in c.name}
     assert clipped == {(0.25, 0.5), (0.25, 1.0)}  # one, two and four std(data)
     assert {c.penalty.weight for c in found if c.penalty} == {1e-5, 3e-5}
@@ -130,7 +111,9 @@ def test_combinations_are_scaled_by_the_paper_s_own_data():
 
 
 def test_every_activation_of_sec_3_is_run_at_every_sigma_with_every_seed():
-    found = {(setting(c, "model.mlp.sparsifier.name"), noise_of(c), c.seed) for c in runs("activations")}
+    found = {
+        (setting(c, "model.mlp.sparsifier.name"), noise_of(c), c.seed) for c in paper_runs("bricken2023/activations")
+    }
     noises = [(sigma, None) for sigma in (0.0, 0.1, 0.3, 0.8, 3.0)]
     assert found == {*itertools.product(("relu", "gelu", "sigmoid", "elu", "tanh"), noises, SEEDS)}
 
@@ -138,10 +121,10 @@ def test_every_activation_of_sec_3_is_run_at_every_sigma_with_every_seed():
 class TestAblations:
     def runs(self, kind):
         chosen = {"laplace": Laplace, "poisson": Poisson, "salt_and_pepper": SaltAndPepper}
-        return [c for c in runs("ablations") if type(c.noise) is chosen[kind]]
+        return [c for c in paper_runs("bricken2023/ablations") if type(c.noise) is chosen[kind]]
 
     def test_four_numbers_of_units_under_gaussian_noise(self):
-        gaussian = [c for c in runs("ablations") if c.name.startswith("ae") and "gaussian" in c.name]
+        gaussian = [c for c in paper_runs("bricken2023/ablations") if c.name.startswith("ae") and "gaussian" in c.name]
         found = {(c.model.mlp.d_ff, c.noise.sigma, c.seed) for c in gaussian}
         assert found == {*itertools.product((100, 1000, 10_000, 100_000), SIGMAS, SEEDS)}
 
@@ -158,7 +141,7 @@ class TestAblations:
         assert found == {*itertools.product((0.1, 0.3, 0.5, 0.7, 0.9), [0.0], [1.0], SEEDS)}
 
     def test_classification_has_the_same_hidden_layer(self):
-        classifiers = [c for c in runs("ablations") if setting(c, "model.name") == "mlp"]
+        classifiers = [c for c in paper_runs("bricken2023/ablations") if setting(c, "model.name") == "mlp"]
         found = {(c.model.widths, c.model.init, c.noise.sigma, c.seed) for c in classifiers}
         assert found == {*itertools.product([(10_000,)], ["torch"], SIGMAS, SEEDS)}
         assert all(setting(c, "model.sparsifier.name") == "relu" for c in classifiers)
