@@ -6,7 +6,8 @@ in one program take 1.54 times as long as one after the other (1.48 to 1.59; `re
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from sparsity.bench.protocol import Bar, Case
 from sparsity.models.deep_mlp import DeepMLPConfig
 from sparsity.ops.sparsifiers import ClippedRelu
 from sparsity.train.losses import classification
-from sparsity.train.state import init_fn
+from sparsity.train.state import TrainState, init_fn
 from sparsity.train.step import Objective, gradients
 
 SEEDS = 3
@@ -37,33 +38,45 @@ def seeds_cases(smoke: bool) -> Iterator[Case]:
     tx = optax.sgd(1e-2)
     compute = gradients(Objective(model, settings, classification, seed=0), record=False)
 
-    def train_step(state, batch):
-        (sums, _), grads, _, _ = compute(state, batch)
+    new = lambda seed: jax.jit(init_fn(model, tx, seed, (data["image"][0, :1],)))()
+    yield Case(
+        name=f"training step of {SEEDS} seeds, deep MLP {width} x {depth}, 64 images",
+        rows="as trained by the rounds",
+        arms=grouping_arms(compute, tx, [new(seed) for seed in range(SEEDS)], data),
+        bars=(Bar("vmapped", "one by one", aim=WORTH),),
+        facts={"width": width, "depth": depth, "seeds": SEEDS, "grouped if at most": WORTH},
+    )
+
+
+def grouping_arms(
+    compute: Callable, tx: optax.GradientTransformation, states: Sequence[TrainState], inputs: Any
+) -> dict[str, Callable[[], Any]]:
+    """Steps of several runs: one program for each in turn, and one vmapped program for all.
+
+    `compute(state, input)` is what `train.step.gradients` makes; `inputs` are stacked, one for each of `states`. An arm
+    returns what its steps come to: a list of (state, loss), or both stacked.
+    """
+
+    def train_step(state, given):
+        (sums, _), grads, _, _ = compute(state, given)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), sums.loss
 
     one, grouped = (jax.jit(f, donate_argnums=0) for f in (train_step, jax.vmap(train_step)))
-    new = lambda seed: jax.jit(init_fn(model, tx, seed, (data["image"][0, :1],)))()
-    apart = [new(seed) for seed in range(SEEDS)]
-    together = jax.tree.map(lambda *x: jnp.stack(x), *(new(seed) for seed in range(SEEDS)))
-    batches = [jax.tree.map(lambda x, i=i: x[i], data) for i in range(SEEDS)]
+    together = jax.tree.map(lambda *x: jnp.stack(x), *states)
+    apart = list(states)
+    split = [jax.tree.map(lambda x, i=i: x[i], inputs) for i in range(len(states))]
 
     def run_apart():
         nonlocal apart
-        stepped = [one(state, batch) for state, batch in zip(apart, batches, strict=True)]
+        stepped = [one(state, given) for state, given in zip(apart, split, strict=True)]
         apart = [state for state, _ in stepped]
         return stepped
 
     def run_together():
         nonlocal together
-        together, loss = grouped(together, data)
+        together, loss = grouped(together, inputs)
         return together, loss
 
-    yield Case(
-        name=f"training step of {SEEDS} seeds, deep MLP {width} x {depth}, 64 images",
-        rows="as trained by the rounds",
-        arms={"one by one": run_apart, "vmapped": run_together},
-        bars=(Bar("vmapped", "one by one", aim=WORTH),),
-        facts={"width": width, "depth": depth, "seeds": SEEDS, "grouped if at most": WORTH},
-    )
+    return {"one by one": run_apart, "vmapped": run_together}

@@ -16,10 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from sparsity import recipes, spmd
 from sparsity.bench.protocol import Bar, Case
+from sparsity.bench.seeds import WORTH, grouping_arms
 from sparsity.bench.top_k import matrix_products
 from sparsity.ops.noise import gaussian
 from sparsity.run import Engine, RunConfig, run_config
@@ -28,7 +28,6 @@ from sparsity.train.state import init_fn
 from sparsity.train.step import Objective, gradients
 
 SHARE = 0.6  # of the machine's rate of products, that a whole step is to reach
-WORTH = 1 / 1.2  # time of the grouped step over that of the steps one by one
 PRODUCTS = 5
 SIGMAS = (0.1, 0.3, 0.8, 1.5, 3.0, 10.0)
 
@@ -132,35 +131,16 @@ def _grouped_case(config: RunConfig) -> Case:
     scale = recipes.noise_scale(recipes.autoencoder_photos())
     sigmas = jnp.asarray(SIGMAS, jnp.float32) * scale
 
-    def train_step(state, sigma):
+    def compute(state, sigma):
         noise = lambda x, key, step: gaussian(x, key, sigma)
-        compute = gradients(Objective(model, config.model, reconstruction, config.seed, noise), record=False)
-        (sums, _), grads, _, _ = compute(state, data)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), sums.loss
+        return gradients(Objective(model, config.model, reconstruction, config.seed, noise), record=False)(state, data)
 
-    one, grouped = (jax.jit(f, donate_argnums=0) for f in (train_step, jax.vmap(train_step)))
     new = jax.jit(init_fn(model, tx, config.seed, (data["image"][:1],)))
-    apart = [new() for _ in SIGMAS]
-    together = jax.tree.map(lambda *x: jnp.stack(x), *(new() for _ in SIGMAS))
-
-    def run_apart():
-        nonlocal apart
-        stepped = [one(state, sigma) for state, sigma in zip(apart, sigmas, strict=True)]
-        apart = [state for state, _ in stepped]
-        return stepped
-
-    def run_together():
-        nonlocal together
-        together, loss = grouped(together, sigmas)
-        return together, loss
-
     inputs, units = math.prod(config.input_shape), config.model.mlp.d_ff
     return Case(
         name=f"training step at {len(SIGMAS)} sigmas, autoencoder {inputs} x {units}, {config.batch} images",
         rows="as trained by the rounds",
-        arms={"one by one": run_apart, "vmapped": run_together},
+        arms=grouping_arms(compute, tx, [new() for _ in SIGMAS], sigmas),
         bars=(Bar("vmapped", "one by one", aim=WORTH),),
         facts={"inputs": inputs, "units": units, "batch": config.batch, "sigmas": SIGMAS, "grouped if at most": WORTH},
     )
