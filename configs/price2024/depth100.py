@@ -2,7 +2,7 @@
 
 Claim: P1 to P5 at depth 100, on other data and for fewer steps than the paper's.
 Command: python -m launch.reproduce --study=price2024/depth100 --workdir=runs/price2024
-Hardware: 2 CPU cores, about 45 minutes.
+Hardware: 2 CPU cores, about 35 minutes.
 Expected: paper: ReLU 94%, CReLU .85 at V' = .7 94%; ReLU_tau .7 and ST .5 10%; CReLU .85/.9 and CST .7/.9 fail in
 most seeds.
 assumed: (embedded) handwritten digits, batch 64, 2,500 steps, the paper's rate 1e-4. On the ReLU row, seed 0, test
