@@ -59,8 +59,8 @@ def _run(task: str, sigma: float, seed: int) -> ConfigDict:
     config.evals.noise = True
     if task.startswith("paper/"):
         return recipes.annealed(config, start=800 * EPOCH, length=800 * EPOCH)
-    config.every.eval = 250  # one validation at step 2,000, two after noise is gone
-    return recipes.annealed(config, start=2000, length=1500)
+    config.every.eval = config.steps // 16  # one validation where noise begins to fall, two after it is gone
+    return recipes.annealed(config, start=config.steps // 2, length=config.steps * 3 // 8)
 
 
 def sweep(scale: str) -> list[ConfigDict]:

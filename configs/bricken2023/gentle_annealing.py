@@ -31,7 +31,7 @@ SIGMAS = (1.5, 3.0)
 SCHEDULES = ("linear", "longer", "later", "geometric", "kept", "constant")
 ARMS = {scale: dict.fromkeys(SCHEDULES, SIGMAS) for scale in ("embedded", "paper")}
 # Steps at which noise begins to fall, that its fall takes, and of the run; of "linear".
-TIMES = {"embedded": (2000, 1500, 4000), "paper": (800 * EPOCH, 800 * EPOCH, 1600 * EPOCH)}
+TIMES = {"embedded": (6000, 4500, 12_000), "paper": (800 * EPOCH, 800 * EPOCH, 1600 * EPOCH)}
 REMOVED, KEPT = 0.01, 0.05  # of sigma, where the geometric schedules end
 SEEDS = 3
 
@@ -50,7 +50,7 @@ def _run(scale: str, schedule: str, sigma: float, seed: int) -> ConfigDict:
     # Validation is under the noise of the step, as in `annealing`, but where the last evaluation would be too.
     config.evals.noise = schedule != "kept"
     if scale == "embedded":
-        config.every.eval = 250
+        config.every.eval = steps // 16
     if schedule == "linear":
         return recipes.annealed(config, start, length)
     if schedule in ("longer", "later"):

@@ -55,8 +55,8 @@ def _run(scale: str, arm: str, value: float, seed: int) -> ConfigDict:
     config.evals.noise = True  # as in `annealing`; there is none left
     if scale == "paper":
         return recipes.annealed(config, start=800 * EPOCH, length=800 * EPOCH)
-    config.every.eval = 250
-    return recipes.annealed(config, start=2000, length=1500)
+    config.every.eval = config.steps // 16
+    return recipes.annealed(config, start=config.steps // 2, length=config.steps * 3 // 8)
 
 
 def sweep(scale: str) -> list[ConfigDict]:
