@@ -8,6 +8,7 @@ from sparsity.studies.judge import judge
 STUDY = annealing.ANNEALING
 CLAIMS = {c.id: c for c in STUDY.claims}
 LAYER = {"ae": "hidden", "mlp": "layer_0"}
+FALLS = {"ae": 6000, "mlp": 2000}  # the step from which noise falls
 # How a run ends unless a test says otherwise; before and after are active shares, dead those at the same times.
 USUAL = {"before": 0.1, "after": 0.1, "dead": (0.0, 0.0), "explained": 0.9, "mse": 0.01, "accuracy": 0.9}
 UNTOUCHED = {"before": 0.5, "after": 0.5}
@@ -30,11 +31,12 @@ def ended(made):
             return {"units.never.hidden": 0.0} | {k: one[k] * wobble for k in ("explained", "mse", "accuracy")}
 
         def lines(variant, sigma, seed):
-            one, layer = state(changes, variant, sigma), LAYER[variant.partition("_")[0]]
-            wobble = 1 + 1e-3 * seed
-            for step, share in ((0, 0.5), (2000, one["before"]), (2100, 0.3), (3999, one["after"] * wobble)):
+            one, kind = state(changes, variant, sigma), variant.partition("_")[0]
+            layer, wobble, falls = LAYER[kind], 1 + 1e-3 * seed, FALLS[kind]
+            for step, share in ((0, 0.5), (falls, one["before"]), (falls + 1, 0.3), (2 * falls, one["after"] * wobble)):
                 yield {"kind": "sparsity", "step": step, "layers": {layer: {"nonzero": share}}}
-            for step, dead in ((0, 0.0), (2000, one["dead"][0]), (2250, 0.5), (3750, one["dead"][1] * wobble)):
+            before, after = one["dead"]
+            for step, dead in ((0, 0.0), (falls, before), (falls + 1, 0.5), (2 * falls, after * wobble)):
                 yield {"kind": "validation", "step": step, "dead.mean": dead}
 
         return made("bricken2023/annealing", measures, lines)
@@ -109,7 +111,7 @@ def test_the_table_has_what_was_before_and_after(ended):
 
 def test_noise_falls_where_the_config_says(ended):
     falls = {annealing.fall_of_noise(r) for r in ended({})}
-    assert falls == {None, (2000, 3500)}
+    assert falls == {None, *((start, start + start * 3 // 4) for start in FALLS.values())}
 
 
 def test_findings_are_one_a_line_of_the_table(ended):

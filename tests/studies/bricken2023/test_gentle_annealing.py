@@ -37,7 +37,7 @@ def ended(made):
             }
 
         def lines(variant, sigma, seed):
-            for step, dead in ((0, 0.0), (2000, 0.1), (3750, 0.4)):
+            for step, dead in ((0, 0.0), (6000, 0.1), (11_250, 0.4)):
                 yield {"kind": "validation", "step": step, "dead.mean": dead}
 
         return made("bricken2023/gentle_annealing", measures, lines)
@@ -89,7 +89,10 @@ def test_the_best_schedule_is_not_chosen_by_the_seed_it_is_measured_on(ended):
     assert judged.measured.value == pytest.approx(0.2, rel=0.02)
 
 
-@pytest.mark.parametrize(("scale", "shared"), [("embedded", {"annealing": 6, "noise": 6}), ("paper", {"annealing": 6})])
+SHARED = [("embedded", {"annealing": 6, "ablations": 6}), ("paper", {"annealing": 6})]
+
+
+@pytest.mark.parametrize(("scale", "shared"), SHARED)
 def test_linear_and_constant_runs_are_those_of_other_studies(scale, shared):
     hashes = lambda study: {config_hash(c) for c in expand(load_study_config(f"bricken2023/{study}").sweep, scale)}
     ours = hashes("gentle_annealing")
@@ -101,8 +104,8 @@ def test_the_table_has_every_schedule_at_both_sigmas(ended):
     rows = {(r["schedule"], r["sigma"]): r for r in gentle.table(ended({"kept": {"dead": 0.1}}))}
     assert set(rows) == {(schedule, sigma) for schedule in gentle.VARIANTS for sigma in (1.5, 3.0)}
     assert {row["n"] for row in rows.values()} == {3}
-    assert {rows[name, 3.0]["steps"] for name in ("linear", "geometric", "kept", "constant")} == {4000}
-    assert {rows[name, 3.0]["steps"] for name in ("longer", "later")} == {5500}
+    assert {rows[name, 3.0]["steps"] for name in ("linear", "geometric", "kept", "constant")} == {12_000}
+    assert {rows[name, 3.0]["steps"] for name in ("longer", "later")} == {16_500}
     row = rows["kept", 1.5]
     assert (row["dead"], row["active"]) == (pytest.approx(0.1, rel=0.01), pytest.approx(0.02, rel=0.01))
     assert row["se"] == pytest.approx(0.1 * 2.5e-3 / math.sqrt(3))

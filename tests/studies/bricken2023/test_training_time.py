@@ -5,7 +5,7 @@ from sparsity.studies.judge import judge
 
 STUDY = training_time.TRAINING_TIME
 CLAIMS = {c.id: c for c in STUDY.claims}
-SHORT, MIDDLE, LONG = "ae", "ae_12000steps", "ae_24000steps"
+SHORT, MIDDLE, LONG = "ae_4000steps", "ae", "ae_24000steps"
 GAIN = {training_time.PHASES: 0.5, training_time.PIXELS: 0.5}
 
 
