@@ -13,6 +13,7 @@ from sparsity.studies import draw
 from sparsity.studies.bricken2023.runs import (
     arm_sigma_seed,
     by_arm,
+    decades,
     mean_over_seeds,
     measured,
     or_none,
@@ -202,7 +203,7 @@ def _largest_rise(runs: dict[float, Record]) -> float:
 
 
 def _log_ratio(name: str, sigma: float, base: float) -> Callable[[dict[float, Record]], float]:
-    return lambda runs: math.log10(measured(runs[sigma], name) / measured(runs[base], name))
+    return lambda runs: decades(measured(runs[sigma], name), measured(runs[base], name))
 
 
 def _difference(name: str, sigma: float, base: float) -> Callable[[dict[float, Record]], float]:
@@ -223,7 +224,7 @@ def _relative_spread(kind: str) -> Callable[[dict[float, Record]], float]:
 def _count_variance(runs: dict[float, Record]) -> float:
     """log10 of the variance over examples of the active share at sigma .8, over that without noise."""
     deviation = {s: measured(runs[s], "units.spread.hidden") * measured(runs[s], DENSITY) for s in (0.0, SPARSE)}
-    return 2 * math.log10(deviation[SPARSE] / deviation[0.0])
+    return 2 * decades(deviation[SPARSE], deviation[0.0])
 
 
 def _early(runs: dict[float, Record]) -> float:
@@ -237,8 +238,14 @@ def _early(runs: dict[float, Record]) -> float:
 
 
 def _worst_covariance(runs: dict[float, Record]) -> float:
-    """log10 of the covariance at training sigma .8 over that at 0, of the injected level where it fell least."""
-    return max(_log_ratio(f"covariance.{level:g}", SPARSE, 0.0)(runs) for level in LEVELS)
+    """Size of the covariance at training sigma .8 over that at 0, less 1, of the injected level where it fell least.
+
+    No logarithm: where a network's units are silent it is 0, and where noise hardly reaches them it may be negative.
+    """
+    both = ((sigma, level) for sigma in (0.0, SPARSE) for level in LEVELS)
+    size = {(sigma, level): abs(measured(runs[sigma], f"covariance.{level:g}")) for sigma, level in both}
+    ratios = [size[SPARSE, level] / size[0.0, level] if size[0.0, level] else math.nan for level in LEVELS]
+    return float(np.max(ratios)) - 1  # NaN if one is
 
 
 def _claim(id: str, where: str, statement: str, effect: str, side, threshold: float, arm: str, value, headline=False):
@@ -399,7 +406,7 @@ CLAIMS = (
         "B11",
         "Fig. 19",
         "E[eta_j eta_k] falls with training sigma, at every injected level",
-        "log10 of its mean over pairs at sigma .8 over that at 0, at the injected level where it fell least",
+        "size of its mean over pairs at sigma .8 over that at 0, less 1, at the injected level where it fell least",
         "below",
         0.0,
         PHOTOS,

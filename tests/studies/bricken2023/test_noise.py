@@ -75,6 +75,15 @@ def test_a_claim_is_contradicted_by_networks_that_do_not(sweep, claim, changed):
     assert judge(CLAIMS[claim], records).verdict == "contradicted"
 
 
+def test_silent_units_share_no_noise_and_have_no_logarithm(sweep):
+    # At sigma 3 of a long run, covariances are 0 or below; a logarithm of that stopped the study.
+    silent = {f"covariance.{level:g}": lambda s: math.exp(-s) if s < 0.8 else -1e-9 for level in LEVELS}
+    silent["units.density.hidden"] = lambda s: SHARES[s] if s < 0.8 else 0.0
+    records = sweep("bricken2023/noise", lambda config: measures(config, **silent), early, weights)
+    assert judge(CLAIMS["B11"], records).verdict == "reproduced"
+    assert judge(CLAIMS["B1.photos.size"], records).verdict == "undecided"  # nothing active is no sparsity
+
+
 def test_biases_and_norms_that_drift_apart_contradict(sweep):
     apart = lambda config: weights(config, lambda s: 0.1 + 3 * s, lambda s: 0.1 + 3 * s)
     records = sweep("bricken2023/noise", measures, lambda config: 0.5 - 0.001 * len(config.name), apart)
