@@ -14,7 +14,8 @@ from sparsity.config import one_of
 from sparsity.layers import initializers
 from sparsity.layers.dense import dense
 from sparsity.layers.mlp import check_density
-from sparsity.layers.sparsify import ACTIVATIONS, STATS, Context, Sparsify
+from sparsity.layers.scan import scanned
+from sparsity.layers.sparsify import Context, Sparsify
 from sparsity.ops.sparsifiers import SPARSIFIERS, Sparsifier
 from sparsity.theory.edge_of_chaos import EdgeOfChaos
 
@@ -111,21 +112,6 @@ def kept_flops(skippable: dict[str, float], density: dict[str, float] | None) ->
     if density is None:
         return sum(skippable.values())
     return sum(flops * check_density(density[name]) for name, flops in skippable.items())
-
-
-def scanned(layer: type[nn.Module], length: int) -> type[nn.Module]:
-    """`layer`, a module (h, ctx) -> (h, None), repeated `length` times with parameters of its own each.
-
-    One layer is compiled, whatever the depth; parameters, records and what is handed out get a leading axis "layers".
-    """
-    return nn.scan(
-        layer,
-        variable_axes={"params": 0, STATS: 0, ACTIVATIONS: 0},
-        split_rngs={"params": True},
-        in_axes=nn.broadcast,
-        length=length,
-        metadata_params={nn.PARTITION_NAME: "layers"},
-    )
 
 
 class Layer(nn.Module):
