@@ -185,3 +185,10 @@ def check_density(density: float) -> float:
     if not 0 <= density <= 1:
         raise ValueError(f"density: must be in [0, 1], got {density}")
     return density
+
+
+def kept_flops(skippable: dict[str, float], density: dict[str, float] | None) -> float:
+    """The sum of `skippable`, each times its layer's density. Raises ValueError outside [0, 1]."""
+    if density is None:
+        return sum(skippable.values())
+    return sum(flops * check_density(density[name]) for name, flops in skippable.items())

@@ -15,7 +15,7 @@ from sparsity.config import nearest
 from sparsity.layers.attention import RelativeBias, T5Attention
 from sparsity.layers.dense import dense, named
 from sparsity.layers.initializers import t5_weights
-from sparsity.layers.mlp import MLPConfig, SparseMLP
+from sparsity.layers.mlp import MLPConfig, SparseMLP, kept_flops, mlp_flops
 from sparsity.layers.norms import rms_norm
 from sparsity.layers.scan import HIDDEN, LAYERS, scanned
 from sparsity.layers.sparsify import Context
@@ -120,6 +120,29 @@ class T5Config:
     def mlps(self) -> dict[str, MLPConfig]:
         """Every MLP of the model by the name it records under, in order."""
         return {f"{stack}_{i}": self.mlp for stack in (ENCODER, DECODER) for i in range(self.depth(stack))}
+
+    def tokens(self, shape: tuple[int, ...]) -> int:
+        """Tokens of a row of `shape` (inputs L, targets T, ...): those of both."""
+        return shape[0] + shape[1]
+
+    def skippable_flops(self, shape: tuple[int, ...], classes: int) -> dict[str, float]:
+        """FLOPs of each layer's second MLP matrix for a row, over the row's tokens: what zeros of its h can save."""
+        second, row = mlp_flops(self.mlp, self.d_model, 1.0).second, dict(zip((ENCODER, DECODER), shape, strict=False))
+        return {name: second * row[name.split("_")[0]] / self.tokens(shape) for name in self.mlps()}
+
+    def flops(self, shape: tuple[int, ...], classes: int, density: dict[str, float] | None = None) -> float:
+        """Forward FLOPs for a row, over its tokens: matrix products only, a multiply-add is 2.
+
+        Attention is that of all pairs of tokens, masked ones included, as it is computed. `density` by layer skips
+        the zeros in each second MLP matrix; None is the dense model.
+        """
+        (length, targets), d, inner = shape[:2], self.d_model, self.heads * self.head_dim
+        attention = lambda queries, keys: 4.0 * d * inner * (queries + keys) + 4.0 * queries * keys * inner
+        first = mlp_flops(self.mlp, d, 1.0).first
+        total = self.depth(ENCODER) * (attention(length, length) + first * length)
+        total += self.depth(DECODER) * (attention(targets, targets) + attention(targets, length) + first * targets)
+        total += 2.0 * d * classes * targets
+        return total / self.tokens(shape) + kept_flops(self.skippable_flops(shape, classes), density)
 
 
 class Layer(nn.Module):
