@@ -210,7 +210,8 @@ class SpanCorruption(Spans):
         if self.packed:
             texts = self._pack(documents)
         else:
-            text, stride = np.concatenate(documents), self.stride if split == "train" and self.stride else self.text_length
+            text = np.concatenate(documents)
+            stride = self.stride if split == "train" and self.stride else self.text_length
             starts = range(0, len(text) - self.text_length + 1, stride)
             texts = [(text[start : start + self.text_length],) for start in starts]
         if not texts:
@@ -218,7 +219,7 @@ class SpanCorruption(Spans):
         return Rows(self, texts, None if split == "train" else SPLITS.index(split))
 
     def _pack(self, documents: Sequence[np.ndarray]) -> list[tuple[np.ndarray, ...]]:
-        """Rows of texts, in order: the next one goes into the last row if it still fits. Texts of 1 token are left out."""
+        """Rows of texts, in order: one goes into the last row if it still fits. Texts of one token are left out."""
         size, rows, left = self.text_length, [], (0, 0)
         for document in documents:
             for text in (document[start : start + size] for start in range(0, len(document), size)):
@@ -280,7 +281,9 @@ class Rows:
         row = lambda parts: np.pad(np.concatenate(parts), (0, size - sum(map(len, parts)))).astype(np.int32)
         number = [np.full(len(text), n + 1) for n, text in enumerate(texts)]
         example = {"tokens": row(texts), "segments": row(number)}
-        return example if self.seed is None else self.source.augment(example, np.random.default_rng((self.seed, int(i))))
+        return (
+            example if self.seed is None else self.source.augment(example, np.random.default_rng((self.seed, int(i))))
+        )
 
     def take(self, indices) -> Batch:
         """Rows of an array of indices, stacked."""

@@ -20,7 +20,7 @@ def layer_norm(name: str, dtype: str = "float32", epsilon: float = 1e-6) -> nn.L
 
 
 def rms_norm(name: str, dtype: str = "float32", epsilon: float = 1e-6) -> nn.RMSNorm:
-    """x / sqrt(mean(x^2) + epsilon) over D, with a scale and no bias, as T5's; the mean is float32's at least."""
+    """RMSNorm, x / sqrt(mean(x^2) + epsilon) over D, with a scale and no bias; the mean is float32's at least."""
     return nn.RMSNorm(
         epsilon=epsilon, dtype=jnp.dtype(dtype), scale_init=named(nn.initializers.ones, "embed"), name=name
     )

@@ -4,7 +4,8 @@ A model is a frozen dataclass of settings with `task` (its loss, by name), `inpu
 of a batch that its module takes), `build(classes)`, `check_input(shape)`, `reduced(parts)`, a small
 one of the same kind for `--smoke`, and its costs per token: `skippable_flops(shape, classes)`, what
 zeros can save by the name each layer records under, and `flops(shape, classes, density)`; `shape` is
-that of its inputs, one after the other (`shape_of`). Those whose first layer is a matrix have `encoder(params)`, its weights and biases, and `phi`.
+that of its inputs, one after the other (`shape_of`). Those whose first layer is a matrix have `encoder(params)`, its
+weights and biases, and `phi`.
 """
 
 from typing import Any

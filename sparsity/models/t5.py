@@ -146,9 +146,7 @@ class T5Config:
 
 
 class Layer(nn.Module):
-    """Pre-norm layer of one of the stacks: x + attention(norm(x)), in the decoder the same of what the encoder wrote,
-    then x + MLP(norm(x)).
-    """
+    """Pre-norm layer: x + attention(norm(x)), the decoder's x + attention to the encoder's output, x + MLP(norm(x))."""
 
     config: T5Config
     decoder: bool
@@ -181,7 +179,9 @@ class Stack(nn.Module):
     def __call__(self, x_BxLxD, ctx, mask, memory_BxMxD=None, memory_mask=None):
         cfg, stack, length = self.config, DECODER if self.decoder else ENCODER, x_BxLxD.shape[1]
         drop = nn.Dropout(cfg.dropout, (-2,), deterministic=not ctx.train)
-        bias = RelativeBias(cfg.heads, cfg.buckets, cfg.max_distance, both=not self.decoder, name="bias")(length, length)
+        bias = RelativeBias(cfg.heads, cfg.buckets, cfg.max_distance, both=not self.decoder, name="bias")(
+            length, length
+        )
         layer, skips = Layer, cfg.skips(stack)
         if cfg.remat != "none":
             layer = nn.remat(Layer, prevent_cse=not cfg.scan, policy=_POLICIES[cfg.remat])

@@ -136,13 +136,13 @@ def test_gradients_of_the_loss_are_those_of_torch(peer, converted, batch):
 def test_there_and_back_is_the_same_to_the_byte(peer, converted, saved, tmp_path):
     from safetensors.numpy import load_file
 
-    config, module, params = converted
+    config, _, params = converted
     hf.write_t5(params, config, V, tmp_path / "back")
     back = load_file(tmp_path / "back" / "model.safetensors")
     there = {name: tensor for file in saved.glob("*.safetensors") for name, tensor in load_file(file).items()}
     assert set(back) == {name for name in there if not hf.t5_ignored(config.tied).fullmatch(name)}
     for name, tensor in back.items():
-        assert tensor.dtype == there[name].dtype and tensor.tobytes() == there[name].tobytes(), name
+        assert (tensor.dtype, tensor.tobytes()) == (there[name].dtype, there[name].tobytes()), name
     again = dict(transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "back").named_parameters())
     for name, one in peer.named_parameters():
         assert torch.equal(one, again[name]), name
