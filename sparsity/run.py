@@ -29,7 +29,7 @@ from sparsity.evals.neurons import neurons
 from sparsity.evals.predict import Predict, make_predict
 from sparsity.evals.result import EvalConfig, Measure, Result, Subject, mean_and_se
 from sparsity.evals.sparsity import by_layer, merge, nonzero_fraction
-from sparsity.models import MODELS
+from sparsity.models import MODELS, shape_of
 from sparsity.ops.noise import NOISES, NoiseConfig
 from sparsity.spmd import MeshConfig
 from sparsity.train.guard import Diverged
@@ -62,6 +62,8 @@ class RunConfig:
       keep: checkpoints kept.
       noise: added to what the model reads first, in training (and in evaluation if `evals.noise`).
       penalty: on activations, added to the loss in training.
+      z_loss: weight of log(Z)^2 of each token, added to the loss in training, which keeps the sum Z of the exponentials
+        of a language model's logits near 1; T5's is 1e-4. It is reported as (part of) the penalty.
     """
 
     name: str
@@ -78,6 +80,7 @@ class RunConfig:
     keep: int = 2
     noise: NoiseConfig | None = one_of(NOISES, None, later=True)
     penalty: Penalty | None = one_of(PENALTIES, None, later=True)
+    z_loss: float = config_lib.later(0.0)
 
     def __post_init__(self):
         for field in ("steps", "batch", "accumulate", "keep"):
@@ -106,6 +109,8 @@ class RunConfig:
             )
         if self.penalty is not None:
             self.penalty.check(self.model)
+        if self.z_loss < 0 or (self.z_loss and self.model.task != "language"):
+            raise ValueError(f"z_loss: must be at least 0, and 0 but for language models, got {self.z_loss}")
         try:
             self.model.check_input(self.input_shape)
         except ValueError as error:
@@ -113,8 +118,8 @@ class RunConfig:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of what the model reads first, of one example."""
-        return self.data.inputs[self.model.inputs[0]].shape
+        """Sizes of what the model reads, of one example: the shape of an image, the lengths of inputs and targets."""
+        return shape_of(self.model, self.data)
 
     def resumable_changes(self) -> tuple[str, ...]:
         """Key prefixes that may differ when a workdir is resumed: they do not change past steps."""
@@ -311,7 +316,7 @@ class Engine:
         """The compiled training step, with or without recording."""
         config = self.config
         loss = LOSSES[config.model.task]
-        objective = Objective(self.model, config.model, loss, config.seed, config.noise, config.penalty)
+        objective = Objective(self.model, config.model, loss, config.seed, config.noise, config.penalty, config.z_loss)
         compute = gradients(objective, record, config.accumulate)
         return make_train_step(compute, self.tx, self.schedule, self.mesh, placed)
 

@@ -361,6 +361,7 @@ def test_an_unwritable_workdir_is_one_line(tmp_path, tiny_config):
          'config.model.mlp.noise.name: unknown name "poison"; did you mean "poisson"?'),
         ({"penalty": {"name": "l_1", "weight": 1.0}}, 'config.penalty.name: unknown name "l_1"; did you mean "l1"?'),
         ({"penalty": {"name": "jacobian", "sigma": 1.0}}, "config.penalty: jacobian is that of an autoencoder"),
+        ({"z_loss": 1e-4}, "config.z_loss: must be at least 0, and 0 but for language models, got 0.0001"),
         ({"data": {"name": "photos"}}, "config.data: Photos has no labels, and the model is a classifier"),
         ({"evals.names": ("reconstruction",)},
          "config.evals.names: reconstruction scores reconstruction, and the model's task is classification"),

@@ -20,7 +20,7 @@ from sparsity.config import ConfigError, lookup
 from sparsity.data.mock import MockText
 from sparsity.data.pipeline import TextSource, Windows
 
-_BLOCKS = 40  # equal parts of Python's documentation
+_BLOCKS = 40  # equal parts of a text
 # Split -> runs of blocks (from, up to) of every ten. A window lies within one run, so no byte is in two splits.
 _REGIONS = {"train": ((0, 4), (5, 9)), "validation": ((4, 5),), "test": ((9, 10),)}
 
@@ -79,19 +79,16 @@ class Text(ByteSource):
     @property
     def size(self) -> int:
         """Bytes of the text, all splits together."""
-        return len(_documentation())
+        return len(documentation())
 
     @property
     def sha256(self) -> str:
         """Of the text, all splits together, in hexadecimal."""
-        return hashlib.sha256(_documentation()).hexdigest()
+        return hashlib.sha256(documentation()).hexdigest()
 
     def load(self, split: str) -> Windows:
         """The windows of the named split. Raises ConfigError if there is no such split."""
-        regions = lookup(_REGIONS, split, "split")
-        blocks = [(ten + start, ten + end) for ten in range(0, _BLOCKS, 10) for start, end in regions]
-        runs = [(start * self.size // _BLOCKS, end * self.size // _BLOCKS) for start, end in blocks]
-        return self.windows(_documentation(), runs, split)
+        return self.windows(documentation(), regions(self.size, split), split)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,8 +125,15 @@ class WikiText(ByteSource):
         return self.windows(np.memmap(directory / name, np.uint8, "r"), [(0, size)], split)
 
 
+def regions(size: int, split: str) -> list[tuple[int, int]]:
+    """Where the named split lies in a text of `size` bytes: runs (from, up to). Raises ConfigError if there is none."""
+    chosen = lookup(_REGIONS, split, "split")
+    blocks = [(ten + start, ten + end) for ten in range(0, _BLOCKS, 10) for start, end in chosen]
+    return [(start * size // _BLOCKS, end * size // _BLOCKS) for start, end in blocks]
+
+
 @functools.cache
-def _documentation() -> np.ndarray:
+def documentation() -> np.ndarray:
     """The bytes of Python's topics, every paragraph once, read-only."""
     from pydoc_data.topics import topics
 

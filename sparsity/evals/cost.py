@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sparsity.evals.result import Measure, Result, Subject
 from sparsity.evals.sparsity import nonzero_fraction
+from sparsity.models import shape_of
 
 _COUNTED = "forward FLOPs per token, matrix products only, a multiply-add counts 2"
 _READING = "matrices that read h (in an MLP, the second)"
@@ -12,7 +13,7 @@ _READING = "matrices that read h (in an MLP, the second)"
 def cost(subject: Subject) -> Result:
     """FLOPs per token of the matrices that read h and of the whole model, dense and with zeros skipped."""
     model, classes = subject.model, subject.source.classes
-    shape = subject.source.inputs[model.inputs[0]].shape
+    shape = shape_of(model, subject.source)
     second = model.skippable_flops(shape, classes)
     found = {layer: nonzero_fraction(s) for layer, s in subject.clean.stats.items()}
     density = {layer: f[0] for layer, f in found.items()}

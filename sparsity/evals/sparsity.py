@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from sparsity.evals.result import Measure, Result, Subject
+from sparsity.layers.scan import LAYERS
 from sparsity.layers.sparsify import DEFINITION, SparsityStats
 
 
@@ -17,14 +18,16 @@ def by_layer(tree: Mapping[str, Any]) -> dict[str, SparsityStats]:
     """The sown collection as {layer name: stats}; a layer is named by the path above its MLP.
 
     Layers stand in the order of their numbers, `block_10` after `block_9`. Statistics stacked by `nn.scan` under
-    `layers` become `layers_0`, `layers_1`, ..., in the order of the scan.
+    `layers` become `layers_0`, `layers_1`, ..., in the order of the scan; under `encoder/layers`, `encoder_0`, ....
     """
     out = {}
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, SparsityStats))
     numbered = lambda leaf: [[int(s) if s.isdigit() else s for s in re.split(r"(\d+)", p.key)] for p in leaf[0]]
     for path, stats in sorted(leaves, key=numbered):
         names = [p.key for p in path]
-        name = "/".join(n for n in names if n not in ("mlp", "sparsify", "stats"))
+        path = [n for n in names if n not in ("mlp", "sparsify", "stats")]
+        # Of two stacks the name says which: "encoder/layers" is "encoder".
+        name = "/".join(path[:-1] if len(path) > 1 and path[-1] == LAYERS else path)
         if np.ndim(stats.examples) == 0:
             out[name] = stats
             continue

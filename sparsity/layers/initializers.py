@@ -75,3 +75,8 @@ def gpt2_weights(residuals: int = 1) -> Initializer:
     that write there; 1 for all others.
     """
     return nn.initializers.normal(0.02 * residuals**-0.5)
+
+
+def t5_weights(scale: float = 1.0) -> Initializer:
+    """W from a truncated normal distribution of variance scale / fan_in: T5X's MLPs and logits."""
+    return nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")

@@ -36,9 +36,11 @@ class MLPConfig:
         (Bricken et al. 2023, Eqs. 2 and 20).
       shared_bias: b_i is one number, the same of all units (Bricken et al. 2023, Sec. 3), 0 at the start.
       scale: factor on W_i at the start (Bricken et al. 2023, Fig. 9).
+      shared_dropout: the units that dropout zeroes are the same for all tokens of an example, as in T5.
       init: "xavier" draws both matrices from Xavier's uniform distribution and starts biases at 0.
         "torch" draws matrices and biases from U(+-1 / sqrt(fan_in)), the default of torch's `nn.Linear`.
         "gpt2" draws matrices from N(0, .02^2) and starts biases at 0, see `initializers.gpt2_weights`.
+        "t5" draws matrices from a truncated normal distribution of variance 1 / fan_in and starts biases at 0.
         "edge_of_chaos" carries Price et al. 2024 over to a residual block, whose MLP reads a normalised input:
         W_i ~ N(0, 1 / fan_in), so that pre-activations are N(0, 1) and the sparsifier's target sparsity holds
         from the start, and W_o, b_o on the edge of chaos at q* = 1, so that outputs have variance 1 too.
@@ -49,10 +51,11 @@ class MLPConfig:
     gated: bool = False
     use_bias: bool = True
     dropout: float = 0.0
-    init: Literal["xavier", "torch", "gpt2", "edge_of_chaos"] = "xavier"
+    init: Literal["xavier", "torch", "gpt2", "t5", "edge_of_chaos"] = "xavier"
     noise: NoiseConfig | None = one_of(NOISES, None, later=True)
     shared_bias: bool = later(False)
     scale: float = later(1.0)
+    shared_dropout: bool = later(False)
 
     def __post_init__(self):
         if self.d_ff < 1:
@@ -128,7 +131,8 @@ class SparseMLP(nn.Module):
         h_BxLxF = Sparsify(cfg.sparsifier, name="sparsify")(z_BxLxF, ctx)
         if cfg.gated:
             h_BxLxF = h_BxLxF * into("wi_gate", cfg.use_bias)(x_BxLxD)
-        h_BxLxF = nn.Dropout(cfg.dropout, deterministic=not ctx.train)(h_BxLxF)
+        shared = (-2,) if cfg.shared_dropout else ()
+        h_BxLxF = nn.Dropout(cfg.dropout, shared, deterministic=not ctx.train)(h_BxLxF)
         features = self.features or d_model
         out = dense(features, ("mlp", "embed"), use_bias=cfg.use_bias, dtype=self.dtype, name="wo", **writes)
         return axes.constrain(out(h_BxLxF), ("batch", "length", "embed"))
@@ -146,6 +150,8 @@ def _initializers(
     if cfg.init == "gpt2":
         reads = {"kernel_init": initializers.gpt2_weights()}
         writes = {"kernel_init": initializers.gpt2_weights(residuals)}
+    if cfg.init == "t5":
+        reads = writes = {"kernel_init": initializers.t5_weights()}
     if cfg.init == "edge_of_chaos":
         reads = {"kernel_init": initializers.input_weights()}
         writes = {"kernel_init": initializers.edge_weights(cfg.edge), "bias_init": initializers.edge_biases(cfg.edge)}
@@ -179,3 +185,10 @@ def check_density(density: float) -> float:
     if not 0 <= density <= 1:
         raise ValueError(f"density: must be in [0, 1], got {density}")
     return density
+
+
+def kept_flops(skippable: dict[str, float], density: dict[str, float] | None) -> float:
+    """The sum of `skippable`, each times its layer's density. Raises ValueError outside [0, 1]."""
+    if density is None:
+        return sum(skippable.values())
+    return sum(flops * check_density(density[name]) for name, flops in skippable.items())

@@ -19,6 +19,13 @@ def layer_norm(name: str, dtype: str = "float32", epsilon: float = 1e-6) -> nn.L
     )
 
 
+def rms_norm(name: str, dtype: str = "float32", epsilon: float = 1e-6) -> nn.RMSNorm:
+    """RMSNorm, x / sqrt(mean(x^2) + epsilon) over D, with a scale and no bias; the mean is float32's at least."""
+    return nn.RMSNorm(
+        epsilon=epsilon, dtype=jnp.dtype(dtype), scale_init=named(nn.initializers.ones, "embed"), name=name
+    )
+
+
 def batch_norm(name: str, train: bool) -> nn.BatchNorm:
     """BatchNorm over the channels F with scale and bias, eps 1e-5.
 

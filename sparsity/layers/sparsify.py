@@ -38,6 +38,7 @@ class Context:
 
     Attributes:
       weight_B: 1 for real examples, 0 for padding; None counts every example once.
+      weight_BxL: 1 for real tokens of what the module reads, 0 for padding; None counts all. Models set it.
       step: updates done, which schedules of noise and of k go by; a traced integer in training.
       train: dropout on (static).
       noisy: noise on (static), in training and, where it is asked for, in evaluation.
@@ -46,6 +47,7 @@ class Context:
     """
 
     weight_B: jax.Array | None = None
+    weight_BxL: jax.Array | None = None
     step: Any = 0
     train: bool = flax.struct.field(pytree_node=False, default=False)
     noisy: bool = flax.struct.field(pytree_node=False, default=False)
@@ -97,12 +99,17 @@ class SparsityStats:
 
 
 def sparsity_stats(
-    z: jax.Array, h: jax.Array, weight_B: jax.Array | None = None, slope: jax.Array | None = None
+    z: jax.Array,
+    h: jax.Array,
+    weight_B: jax.Array | None = None,
+    slope: jax.Array | None = None,
+    weight_BxL: jax.Array | None = None,
 ) -> SparsityStats:
     """Statistics of pre-activations `z` and activations `h`, both [B, ..., F].
 
     Axes between the first and the last are tokens. Counts are float32, exact below 2^24 per
     batch; merge batches in float64 (`evals.sparsity.merge`). `slope` is phi'(z), where phi acts on units one by one.
+    Tokens of weight 0 (`weight_BxL`) do not count, not even their NaN, nor do examples that have no others.
     """
     batch, units = z.shape[0], z.shape[-1]
     z_BxLxF = z.reshape(batch, -1, units).astype(jnp.float32)
@@ -110,7 +117,11 @@ def sparsity_stats(
     nonzero_BxLxF = h_BxLxF != 0  # NaN != 0: NaN is never sparse
     size_BxLxF = jnp.abs(h_BxLxF.astype(jnp.float32))
     weight_B = jnp.ones(batch, jnp.float32) if weight_B is None else weight_B.astype(jnp.float32)
-    broken_B = (jnp.isnan(z_BxLxF) | jnp.isnan(h_BxLxF)).any(axis=(1, 2))
+    broken_BxL = (jnp.isnan(z_BxLxF) | jnp.isnan(h_BxLxF)).any(axis=2)
+    real_BxL = jnp.ones(z_BxLxF.shape[:2], jnp.float32) if weight_BxL is None else weight_BxL.astype(jnp.float32)
+    tokens_B, broken_B = real_BxL.sum(1), (broken_BxL & (real_BxL > 0)).any(1)
+    weight_B = weight_B * (tokens_B > 0)
+    weight_BxL = weight_B[:, None] * real_BxL
 
     def counted(share_B):  # padding never counts, not even its NaN
         return jnp.where(weight_B > 0, jnp.where(broken_B, jnp.nan, share_B), 0.0)
@@ -118,36 +129,37 @@ def sparsity_stats(
     def total(share_B):
         return jnp.sum(counted(share_B) * weight_B)
 
-    def share(mask_BxLxF):
-        return jnp.mean(mask_BxLxF, axis=(1, 2), dtype=jnp.float32)
+    def mean(x_BxLxF):  # over the real tokens of an example
+        real = jnp.where(real_BxL[:, :, None] > 0, x_BxLxF, 0)
+        return jnp.sum(real, axis=(1, 2), dtype=jnp.float32) / (jnp.maximum(tokens_B, 1) * units)
 
     def per_unit(x_BxLxF):
-        # A padded example's NaN would survive a weight of 0.
-        kept = jnp.where(weight_B[:, None, None] > 0, x_BxLxF, 0.0)
-        return jnp.einsum("blf,b->f", kept, weight_B)
+        # A padded token's NaN would survive a weight of 0.
+        kept = jnp.where(weight_BxL[:, :, None] > 0, x_BxLxF, 0.0)
+        return jnp.einsum("bf,b->f", kept.sum(1), weight_B)
 
-    fraction_B = share(nonzero_BxLxF)
+    fraction_B = mean(nonzero_BxLxF)
     return SparsityStats(
         examples=jnp.sum(weight_B),
-        tokens=jnp.sum(weight_B) * z_BxLxF.shape[1],
+        tokens=jnp.sum(weight_BxL),
         fraction_sum=total(fraction_B),
         fraction_sumsq=total(fraction_B**2),
-        above_T=jnp.stack([total(share(size_BxLxF > t)) for t in THRESHOLDS]),
-        flat_sum=jnp.float32(jnp.nan) if slope is None else total(share(jnp.abs(slope.reshape(z_BxLxF.shape)) < FLAT)),
-        variance_sum=total(jnp.mean(z_BxLxF**2, axis=(1, 2))),
+        above_T=jnp.stack([total(mean(size_BxLxF > t)) for t in THRESHOLDS]),
+        flat_sum=jnp.float32(jnp.nan) if slope is None else total(mean(jnp.abs(slope.reshape(z_BxLxF.shape)) < FLAT)),
+        variance_sum=total(mean(z_BxLxF**2)),
         fired_F=per_unit(nonzero_BxLxF.astype(jnp.float32)),
         size_F=per_unit(size_BxLxF),
         power_3xF=jnp.stack([per_unit(z_BxLxF**p) for p in (1, 2, 3)]),
-        histogram=_histogram(z_BxLxF, weight_B),
+        histogram=_histogram(z_BxLxF, weight_BxL),
     )
 
 
-def _histogram(z_BxLxF: jax.Array, weight_B: jax.Array) -> jax.Array:
+def _histogram(z_BxLxF: jax.Array, weight_BxL: jax.Array) -> jax.Array:
     lo, hi, bins = HISTOGRAM_EDGES[0], HISTOGRAM_EDGES[-1], len(HISTOGRAM_EDGES) - 1
     position = jnp.floor((z_BxLxF - lo) * (bins / (hi - lo)))
     # NaN has no bin: it is dropped here, and reported through fraction_sum.
     index = jnp.where(jnp.isnan(position), bins + 2, jnp.clip(position, -1, bins) + 1)
-    weight = jnp.broadcast_to(weight_B[:, None, None], z_BxLxF.shape)
+    weight = jnp.broadcast_to(weight_BxL[:, :, None], z_BxLxF.shape)
     return jnp.zeros(bins + 2, jnp.float32).at[index.astype(jnp.int32)].add(weight, mode="drop")
 
 
@@ -168,7 +180,7 @@ class Sparsify(nn.Module):
         h = phi(z)
         if ctx.record:
             slope = jax.jvp(phi, (z,), (jnp.ones_like(z),))[1] if self.sparsifier.elementwise else None
-            self._hand_out(STATS, sparsity_stats(z, h, ctx.weight_B, slope))
+            self._hand_out(STATS, sparsity_stats(z, h, ctx.weight_B, slope, ctx.weight_BxL))
         if ctx.hand_out:
             self._hand_out(ACTIVATIONS, Activated(z, h))
         return h

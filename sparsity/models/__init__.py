@@ -4,8 +4,11 @@ A model is a frozen dataclass of settings with `task` (its loss, by name), `inpu
 of a batch that its module takes), `build(classes)`, `check_input(shape)`, `reduced(parts)`, a small
 one of the same kind for `--smoke`, and its costs per token: `skippable_flops(shape, classes)`, what
 zeros can save by the name each layer records under, and `flops(shape, classes, density)`; `shape` is
-that of the first input. Those whose first layer is a matrix have `encoder(params)`, its weights and biases, and `phi`.
+that of its inputs, one after the other (`shape_of`). Those whose first layer is a matrix have `encoder(params)`, its
+weights and biases, and `phi`.
 """
+
+from typing import Any
 
 from sparsity.models.alexnet import AlexNetConfig
 from sparsity.models.autoencoder import AutoencoderConfig
@@ -14,11 +17,13 @@ from sparsity.models.deep_cnn import DeepCNNConfig
 from sparsity.models.deep_mlp import DeepMLPConfig
 from sparsity.models.gpt2 import GPT2Config
 from sparsity.models.mlp import MLPClassifierConfig
+from sparsity.models.t5 import T5Config
 from sparsity.models.vit import ViTConfig
 
 MODELS = {
     "vit": ViTConfig,
     "gpt2": GPT2Config,
+    "t5": T5Config,
     "deep_mlp": DeepMLPConfig,
     "deep_cnn": DeepCNNConfig,
     "mlp": MLPClassifierConfig,
@@ -26,3 +31,8 @@ MODELS = {
     "alexnet": AlexNetConfig,
     "convmixer": ConvMixerConfig,
 }
+
+
+def shape_of(model: Any, source: Any) -> tuple[int, ...]:
+    """Sizes of what `model` reads of an example of `source`: the shapes of its inputs, one after the other."""
+    return tuple(size for name in model.inputs for size in source.inputs[name].shape)

@@ -14,9 +14,9 @@ from sparsity import axes
 from sparsity.config import one_of
 from sparsity.layers import initializers
 from sparsity.layers.dense import dense, named
+from sparsity.layers.mlp import kept_flops
 from sparsity.layers.noise import Noise
 from sparsity.layers.sparsify import Context, Sparsify
-from sparsity.models.deep_mlp import kept_flops
 from sparsity.ops.noise import NOISES, NoiseConfig
 from sparsity.ops.sparsifiers import SPARSIFIERS, Sparsifier
 

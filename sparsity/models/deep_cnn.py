@@ -14,8 +14,10 @@ from sparsity.config import one_of
 from sparsity.layers import initializers
 from sparsity.layers.conv import CircularConv, Product
 from sparsity.layers.dense import dense
+from sparsity.layers.mlp import kept_flops
+from sparsity.layers.scan import scanned
 from sparsity.layers.sparsify import Context, Sparsify
-from sparsity.models.deep_mlp import check_edge, kept_flops, layer_names, scanned
+from sparsity.models.deep_mlp import check_edge, layer_names
 from sparsity.ops.sparsifiers import SPARSIFIERS, Sparsifier
 from sparsity.theory.edge_of_chaos import EdgeOfChaos
 

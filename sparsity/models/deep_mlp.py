@@ -13,8 +13,9 @@ from sparsity import axes
 from sparsity.config import one_of
 from sparsity.layers import initializers
 from sparsity.layers.dense import dense
-from sparsity.layers.mlp import check_density
-from sparsity.layers.sparsify import ACTIVATIONS, STATS, Context, Sparsify
+from sparsity.layers.mlp import kept_flops
+from sparsity.layers.scan import scanned
+from sparsity.layers.sparsify import Context, Sparsify
 from sparsity.ops.sparsifiers import SPARSIFIERS, Sparsifier
 from sparsity.theory.edge_of_chaos import EdgeOfChaos
 
@@ -104,28 +105,6 @@ def check_edge(config) -> None:
 def layer_names(depth: int) -> tuple[str, ...]:
     """`first`, then `layers_0`, `layers_1`, ...: as `evals.sparsity.by_layer` names scanned layers."""
     return ("first", *(f"layers_{i}" for i in range(depth - 1)))
-
-
-def kept_flops(skippable: dict[str, float], density: dict[str, float] | None) -> float:
-    """The sum of `skippable`, each times its layer's density. Raises ValueError outside [0, 1]."""
-    if density is None:
-        return sum(skippable.values())
-    return sum(flops * check_density(density[name]) for name, flops in skippable.items())
-
-
-def scanned(layer: type[nn.Module], length: int) -> type[nn.Module]:
-    """`layer`, a module (h, ctx) -> (h, None), repeated `length` times with parameters of its own each.
-
-    One layer is compiled, whatever the depth; parameters, records and what is handed out get a leading axis "layers".
-    """
-    return nn.scan(
-        layer,
-        variable_axes={"params": 0, STATS: 0, ACTIVATIONS: 0},
-        split_rngs={"params": True},
-        in_axes=nn.broadcast,
-        length=length,
-        metadata_params={nn.PARTITION_NAME: "layers"},
-    )
 
 
 class Layer(nn.Module):

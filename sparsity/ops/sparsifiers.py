@@ -355,6 +355,16 @@ class Gelu(Sparsifier):
 
 
 @dataclasses.dataclass(frozen=True)
+class GeluTanh(Sparsifier):
+    """h = z (1 + tanh(sqrt(2 / pi) (z + .044715 z^3))) / 2: the approximation of GELU that T5 v1.1 and GPT-2 use."""
+
+    zeros: ClassVar[bool] = False
+
+    def __call__(self, z, xp=jnp):
+        return z * (1 + xp.tanh(np.sqrt(2 / np.pi).astype(z.dtype) * (z + 0.044715 * z**3))) / 2
+
+
+@dataclasses.dataclass(frozen=True)
 class Elu(Sparsifier):
     """h = z for z > 0, else exp(z) - 1."""
 
@@ -480,6 +490,7 @@ SPARSIFIERS: dict[str, type[Sparsifier]] = {
     "smooth_clipped_soft_threshold": SmoothClippedSoftThreshold,
     "top_k": TopK,
     "gelu": Gelu,
+    "gelu_tanh": GeluTanh,
     "elu": Elu,
     "sigmoid": Sigmoid,
     "tanh": Tanh,

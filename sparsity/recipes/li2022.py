@@ -1,4 +1,4 @@
-"""A small ViT, and Top-k in its MLPs: Li et al. 2022."""
+"""A small ViT, T5s by name and on bytes, and Top-k in MLPs: Li et al. 2022."""
 
 from __future__ import annotations
 
@@ -50,6 +50,77 @@ def vit_digits() -> ConfigDict:
                 # CIFAR-C's constants hardly touch these high-contrast images.
                 "corruptions": "imagenet_c",
             },
+        }
+    )
+
+
+# d_model, d_ff, layers of the encoder and of the decoder, heads and their size, by name; v1.0, v1.1 and ByT5.
+T5_SIZES = {
+    "small": (512, 2048, 6, 6, 8, 64),
+    "base": (768, 3072, 12, 12, 12, 64),
+    "large": (1024, 4096, 24, 24, 16, 64),
+    "3b": (1024, 16_384, 24, 24, 32, 128),
+    "11b": (1024, 65_536, 24, 24, 128, 128),
+    "v1.1-small": (512, 1024, 8, 8, 6, 64),
+    "v1.1-base": (768, 2048, 12, 12, 12, 64),
+    "v1.1-large": (1024, 2816, 24, 24, 16, 64),
+    "v1.1-xl": (2048, 5120, 24, 24, 32, 64),
+    "v1.1-xxl": (4096, 10_240, 24, 24, 64, 64),
+    "byt5-small": (1472, 3584, 12, 4, 6, 64),
+    "byt5-base": (1536, 3968, 18, 6, 12, 64),
+    "byt5-large": (1536, 3840, 36, 12, 16, 64),
+    "byt5-xl": (2560, 6720, 36, 12, 32, 64),
+    "byt5-xxl": (4672, 12_352, 36, 12, 64, 64),
+}
+
+
+def t5_model(size: str, dropout: float = 0.1) -> ConfigDict:
+    """The model of a T5 of `T5_SIZES`: v1.0 with ReLU, the others with a gated GELU and logits of their own.
+
+    Raises:
+      ValueError: there is no such size.
+    """
+    if size not in T5_SIZES:
+        raise ValueError(f'unknown size of T5 "{size}"; valid: {", ".join(T5_SIZES)}')
+    d_model, d_ff, layers, decoder_layers, heads, head_dim = T5_SIZES[size]
+    first = "-" not in size
+    mlp = {
+        "d_ff": d_ff,
+        "sparsifier": {"name": "relu" if first else "gelu_tanh"},
+        "gated": not first,
+        "use_bias": False,
+        "dropout": dropout,
+        "shared_dropout": True,
+        "init": "t5",
+    }
+    sizes = {"d_model": d_model, "layers": layers, "decoder_layers": decoder_layers, "heads": heads}
+    return ConfigDict({"name": "t5", **sizes, "head_dim": head_dim, "tied": first, "dropout": dropout, "mlp": mlp})
+
+
+def t5_text(steps: int = 2000) -> ConfigDict:
+    """A tiny T5 v1.0 that fills in spans of Python's documentation, byte by byte: T5's recipe, minutes on two cores."""
+    model = t5_model("small", dropout=0.0)
+    model.update({"d_model": 64, "layers": 2, "decoder_layers": 2, "heads": 4, "head_dim": 16})
+    model.mlp.d_ff = 512
+    return ConfigDict(
+        {
+            "name": "t5_text",
+            "seed": 0,
+            "steps": steps,
+            "batch": 32,
+            "z_loss": 1e-4,
+            "keep": 1,
+            "model": model,
+            "data": {"name": "span_corruption", "length": 64, "stride": 16},
+            "optimizer": {
+                "learning_rate": 0.01,
+                "rule": {"name": "adafactor"},
+                "schedule": {"name": "inverse_square_root", "warmup": 1000},
+                "grad_clip": None,
+            },
+            "mesh": {"data": 1, "model": 1},
+            "every": {"record": 100, "eval": 1000, "checkpoint": 1000, "speed": 100},
+            "evals": {"names": ("language", "sparsity", "neurons", "units", "cost"), "split": "test", "batch": 128},
         }
     )
 

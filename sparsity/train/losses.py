@@ -18,11 +18,14 @@ class Losses:
       loss: sum of the loss.
       correct: number of correct predictions; None where nothing can be correct.
       count: number of items.
+      squared_z: sum of log(Z)^2, Z the sum of the exponentials of the logits, which z-loss weighs; None where there
+        are no logits of tokens.
     """
 
     loss: jax.Array
     correct: jax.Array | None
     count: jax.Array
+    squared_z: jax.Array | None = None
 
 
 def classification(logits: jax.Array, batch: Mapping[str, jax.Array]) -> Losses:
@@ -47,9 +50,15 @@ def reconstruction(images: jax.Array, batch: Mapping[str, jax.Array]) -> Losses:
 
 
 def language(logits: jax.Array, batch: Mapping[str, jax.Array]) -> Losses:
-    """Softmax cross-entropy of `logits` [B, L, V] against `batch["targets"]` [B, L], in nats; an item is a token."""
+    """Softmax cross-entropy of `logits` [B, L, V] against `batch["targets"]` [B, L], in nats; an item is a token.
+
+    Where the batch has `target_segments` [B, L], tokens of segment 0 are padding and no items.
+    """
     nats, correct = _cross_entropy(logits, batch["targets"])
-    return Losses(nats.sum(-1), correct.sum(-1), jnp.full(len(nats), float(nats.shape[1])))
+    z = jax.nn.logsumexp(logits, axis=-1) ** 2
+    real = jnp.broadcast_to(batch["target_segments"] > 0 if "target_segments" in batch else True, nats.shape)
+    total = lambda x: jnp.where(real, x, 0).sum(-1)  # not even NaN counts in padding
+    return Losses(total(nats), total(correct), total(jnp.ones_like(nats)), total(z))
 
 
 def _cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -75,6 +75,7 @@ class Objective:
       seed: of dropout and noise.
       noise: added to the first input.
       penalty: on its activations.
+      z_loss: weight of log(Z)^2 of every token, Z the sum of the exponentials of its logits.
     """
 
     module: nn.Module
@@ -83,6 +84,7 @@ class Objective:
     seed: int
     noise: NoiseConfig | None = None
     penalty: Penalty | None = None
+    z_loss: float = 0.0
 
     def __call__(self, params, model_state, batch: Batch, step: jax.Array, micro: jax.Array, record: bool):
         """(sum over items, (Losses summed with the penalty's sum, new model state, sparsity stats)).
@@ -108,6 +110,8 @@ class Objective:
         if self.penalty is not None:
             penalty = (self.penalty(self.config, params, _activated(activations)) * losses.count).sum()
         sums = jax.tree.map(jnp.sum, losses)
+        if self.z_loss:
+            penalty = self.z_loss * sums.squared_z + (0 if penalty is None else penalty)
         return sums.loss + (0 if penalty is None else penalty), ((sums, penalty), updates, stats)
 
 

@@ -316,3 +316,19 @@ def test_an_annealed_sparsifier_goes_by_the_step_of_the_context():
     # 7 units down to 2: 7, 7 - 2.5 and 2, rounded down.
     for step, kept in ((0, 7), (5, 4), (10, 2), (99, 2)):
         np.testing.assert_allclose(at(step).fraction_sum, 6 * kept / 7, rtol=1e-6)
+
+
+def test_tokens_of_padding_change_nothing():
+    z = random_batch(0)
+    weight_BxL = np.ones((6, 8), np.float32)
+    weight_BxL[:, 5:] = 0
+    padded = jnp.concatenate([z, jnp.full((6, 3, 7), jnp.nan)], axis=1)
+    got = sparsity_stats(padded, jnp.maximum(padded, 0), slope=(padded > 0) * 1.0, weight_BxL=jnp.asarray(weight_BxL))
+    assert_same(got, relu_stats(z), rtol=1e-6)
+
+
+def test_an_example_without_real_tokens_is_none():
+    z = random_batch(1)
+    weight_BxL = jnp.ones((6, 5)).at[2].set(0)
+    got = sparsity_stats(z, jnp.maximum(z, 0), slope=(z > 0) * 1.0, weight_BxL=weight_BxL)
+    assert_same(got, relu_stats(jnp.delete(z, 2, axis=0)), rtol=1e-6)

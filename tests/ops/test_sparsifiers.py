@@ -104,6 +104,7 @@ EXAMPLES = {
     ),
     "top_k": example("top_k", top_k(relu, 5), k=5),
     "gelu": example("gelu", lambda z: z * (1 + erf(z / math.sqrt(2))) / 2),
+    "gelu_tanh": example("gelu_tanh", lambda z: z * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3))) / 2),
     "elu": example("elu", lambda z: np.where(z > 0, z, np.expm1(np.minimum(z, 0)))),
     "sigmoid": example("sigmoid", expit),
     "tanh": example("tanh", np.tanh),

@@ -74,5 +74,21 @@ def test_nan_in_an_image_or_token_is_nan_in_the_loss_of_its_own_example():
     np.testing.assert_array_equal(broken.correct, [1, 2])
 
 
+def test_tokens_of_padding_do_not_count_not_even_their_nan():
+    rng = np.random.default_rng(0)
+    logits, targets = rng.normal(size=(2, 4, 3)).astype(np.float32), rng.integers(0, 3, (2, 4))
+    padded = logits.copy()
+    padded[0, 2:] = np.nan
+    segments = np.array([[1, 2, 0, 0], [1, 1, 1, 1]])
+    got = language(jnp.asarray(padded), {"targets": targets, "target_segments": segments})
+    short = language(jnp.asarray(logits[:1, :2]), {"targets": targets[:1, :2]})
+    whole = language(jnp.asarray(logits[1:]), {"targets": targets[1:]})
+    for field in ("loss", "correct", "count", "squared_z"):
+        expected = np.concatenate([getattr(short, field), getattr(whole, field)])
+        np.testing.assert_allclose(getattr(got, field), expected, rtol=1e-6, err_msg=field)
+    z = np.log(np.exp(logits[1].astype(np.float64)).sum(-1)) ** 2
+    np.testing.assert_allclose(got.squared_z[1], z.sum(), rtol=1e-6)
+
+
 def test_the_task_of_every_model_has_a_loss():
     assert {model.task for model in MODELS.values()} <= LOSSES.keys()

@@ -7,10 +7,12 @@ import numpy as np
 import optax
 import pytest
 
-from sparsity import spmd
+from sparsity import recipes, spmd
+from sparsity.data.span_corruption import Rows
 from sparsity.layers.dense import named
 from sparsity.layers.mlp import MLPConfig
 from sparsity.layers.noise import Noise
+from sparsity.layers.sparsify import Context
 from sparsity.models.autoencoder import AutoencoderConfig
 from sparsity.ops.noise import Gaussian, LinearToZero
 from sparsity.ops.sparsifiers import Gelu, TopK
@@ -311,3 +313,57 @@ def test_a_recording_step_hands_out_the_weights_before_its_update():
     np.testing.assert_allclose(record.weights["hidden/wi"]["norm_mean"], norms.mean(), rtol=1e-6)
     assert float(record.weights["hidden"]["bias_mean"]) == 0
     assert float(new.params["hidden"]["shared_bias"]) != 0
+
+
+def packed_t5(**changes):
+    """The engine of a narrow T5 on packed documents of unequal length, and a batch of it with much padding."""
+    config = recipes.t5_text()
+    config.data, config.batch = {"name": "span_corruption", "length": 32}, 8
+    config.model.update({"d_model": 16, "heads": 2, "head_dim": 8})
+    config.model.mlp.d_ff = 32
+    config.update(changes)
+    engine = Engine(run_config(config))
+    rng, source = np.random.default_rng(0), engine.config.data
+    words = [rng.integers(3, 259, n).astype(np.int32) for n in (34, 3, 20, 9, 30, 5, 33, 12)]
+    rows = Rows(source, [(text,) for text in words], seed=5)
+    return engine, rows.arrays()
+
+
+def test_z_loss_weighs_real_tokens_alike_whatever_the_microbatches():
+    engine, batch = packed_t5()
+    assert (batch["target_segments"] == 0).mean() > 0.3
+    state, _ = engine.new_state()
+    out = {}
+    with jax.set_mesh(engine.mesh):
+        for accumulate in (1, 4):
+            cfg = engine.config
+            objective = Objective(engine.model, cfg.model, LOSSES["language"], cfg.seed, z_loss=0.5)
+            out[accumulate] = jax.jit(gradients(objective, record=False, accumulate=accumulate))(state, batch)
+        logits = engine.model.apply({"params": state.params}, *(batch[n] for n in cfg.model.inputs), Context())
+    (sums, penalty), grads, *_ = out[1]
+    real = batch["target_segments"] > 0
+    z = np.log(np.exp(np.asarray(logits, np.float64)).sum(-1)) ** 2
+    assert sums.count == real.sum()
+    assert float(penalty) == pytest.approx(0.5 * z[real].sum(), rel=1e-5)
+    (sums_4, penalty_4), grads_4, *_ = out[4]
+    assert float(sums_4.loss) == pytest.approx(float(sums.loss), rel=1e-6)
+    assert float(penalty_4) == pytest.approx(float(penalty), rel=1e-6)
+    scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(grads))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6 * scale), grads, grads_4)
+
+
+def test_padding_does_not_change_the_gradient():
+    engine, batch = packed_t5()
+    state, _ = engine.new_state()
+    compute = jax.jit(gradients(_objective(engine), record=False))
+    garbage = {
+        n: np.where(batch[s] == 0, 77, batch[n])
+        for n, s in (
+            ("inputs", "input_segments"),
+            ("decoder_inputs", "target_segments"),
+            ("targets", "target_segments"),
+        )
+    }
+    with jax.set_mesh(engine.mesh):
+        grads, other = compute(state, batch)[1], compute(state, batch | garbage)[1]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), grads, other)

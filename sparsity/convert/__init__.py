@@ -1,0 +1,1 @@
+"""Public checkpoints to this code's parameters, and back, by model."""

@@ -1,0 +1,120 @@
+"""Vocabularies: text to tokens and back. Token 0 is padding, and 1 ends a sequence, in all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+import numpy as np
+
+from sparsity.config import ConfigError
+
+PAD, EOS = 0, 1
+
+
+class Vocabulary(Protocol):
+    """Text to tokens and back.
+
+    Attributes:
+      classes: rows of the embedding; tokens are in 0..classes - 1.
+      sentinel: the first token that stands for a span; the i-th is `sentinel - i`.
+      sentinels: how many there are.
+    """
+
+    classes: int
+    sentinel: int
+    sentinels: int
+
+    def encode(self, text: str) -> np.ndarray:
+        """The tokens of `text` [n], int32, without an end."""
+
+    def decode(self, tokens: np.ndarray) -> str:
+        """The text of `tokens`; padding, ends and sentinels are left out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Bytes:
+    """A token a byte of UTF-8: b is 3 + b, 2 is unused (ByT5, Xue et al. 2022).
+
+    Attributes:
+      byt5: sentinels are ByT5's, 258 and below, which are also bytes from 255 down: those of letters beyond ASCII
+        among them. Without it they are the rows that ByT5 has and leaves unused, 383 down to 259.
+    """
+
+    byt5: bool = False
+
+    classes: ClassVar[int] = 384
+    offset: ClassVar[int] = 3
+
+    @property
+    def sentinel(self) -> int:
+        """The first one."""
+        return self.offset + 255 if self.byt5 else self.classes - 1
+
+    @property
+    def sentinels(self) -> int:
+        """100, T5's number, if they are ByT5's."""
+        return 100 if self.byt5 else self.classes - 256 - self.offset
+
+    def encode(self, text: str) -> np.ndarray:
+        """The tokens of `text` [n], int32, without an end."""
+        return np.frombuffer(text.encode(), np.uint8).astype(np.int32) + self.offset
+
+    def decode(self, tokens: np.ndarray) -> str:
+        """The text of `tokens`; what is no byte is left out, and bytes that are no UTF-8 become U+FFFD."""
+        tokens = np.asarray(tokens)
+        kept = tokens[(tokens >= self.offset) & (tokens < self.offset + 256)]
+        return (kept - self.offset).astype(np.uint8).tobytes().decode(errors="replace")
+
+
+@dataclasses.dataclass(frozen=True)
+class SentencePiece:
+    """Pieces of a SentencePiece model, the user's file (T5: `spiece.model`), sentinels after them.
+
+    Attributes:
+      path: the model's file.
+      extra: sentinels, numbered down from the last one (T5: 100).
+      classes: rows of the embedding, pieces and sentinels rounded up (T5: 32,128; mT5: 250,112).
+    """
+
+    path: str
+    extra: int = 100
+    classes: int = 32_128
+
+    def __post_init__(self):
+        if not Path(self.path).expanduser().is_file():
+            raise ValueError(f"path: there is no file {self.path}; nothing is downloaded")
+        if self.sentinel >= self.classes:
+            raise ValueError(f"classes: {self.classes} are too few for {self.sentinel + 1} pieces and sentinels")
+
+    @property
+    def sentinels(self) -> int:
+        """How many there are."""
+        return self.extra
+
+    @property
+    def sentinel(self) -> int:
+        """The first one."""
+        return self._model.get_piece_size() + self.extra - 1
+
+    def encode(self, text: str) -> np.ndarray:
+        """The tokens of `text` [n], int32, without an end."""
+        return np.asarray(self._model.encode(text), np.int32)
+
+    def decode(self, tokens: np.ndarray) -> str:
+        """The text of `tokens`; padding, ends and sentinels are left out."""
+        pieces = self._model.get_piece_size()
+        return self._model.decode([int(t) for t in tokens if EOS < t < pieces])
+
+    @functools.cached_property
+    def _model(self):
+        try:
+            from sentencepiece import SentencePieceProcessor
+        except ImportError as error:
+            raise ConfigError("data.vocabulary: SentencePiece models need pip install -e '.[tokenizers]'") from error
+        return SentencePieceProcessor(model_file=str(Path(self.path).expanduser()))
+
+
+VOCABULARIES = {"bytes": Bytes, "sentencepiece": SentencePiece}

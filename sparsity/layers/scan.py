@@ -1,0 +1,32 @@
+"""`scanned`: a layer repeated, compiled once whatever the depth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+
+from sparsity.layers.noise import NOISE
+from sparsity.layers.sparsify import ACTIVATIONS, STATS
+
+HIDDEN = "intermediates"  # the collection that layers sow what they pass on into; nothing is kept unless it is mutable
+LAYERS = "layers"  # logical axis, and the name in a parameter's path, of what is stacked by layer
+
+
+def scanned(layer: type[nn.Module], length: int, in_axes: Any = nn.broadcast) -> type[nn.Module]:
+    """`layer`, a module (carry, *inputs) -> (carry, None), repeated `length` times with parameters of its own each.
+
+    Parameters, records and what is handed out get a leading axis "layers"; dropout and noise are drawn anew in each.
+
+    Args:
+      in_axes: of each input after the carry (of all, if it is not a tuple): 0 deals it out along its first axis, one
+        entry a layer; `nn.broadcast` gives all layers the same.
+    """
+    return nn.scan(
+        layer,
+        variable_axes={"params": 0, STATS: 0, ACTIVATIONS: 0, HIDDEN: 0},
+        split_rngs={"params": True, "dropout": True, NOISE: True},
+        in_axes=in_axes,
+        length=length,
+        metadata_params={nn.PARTITION_NAME: LAYERS},
+    )
