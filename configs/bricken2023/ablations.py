@@ -6,15 +6,14 @@ Command: python -m launch.reproduce --study=bricken2023/ablations --workdir=runs
 One run: python -m launch.train --config=configs/bricken2023/ablations.py:laplace/0.8 --workdir=runs/one
 (`units100/SIGMA`, `units1000/SIGMA`, `laplace/SIGMA`, `poisson/SIGMA`, `classification/SIGMA`,
 `salt_and_pepper/PROBABILITY`; `paper/laplace/0.8` is the run at the paper's scale.)
-Hardware: 2 CPU cores, about 29 minutes (109 runs) beside the study `noise`, with which it shares the 24 runs of 400
-units under Gaussian noise; at the paper's scale 163 runs of 147,000 steps on a GPU or TPU.
+Hardware: 2 CPU cores, about 45 minutes (133 runs); at the paper's scale 163 runs of 147,000 steps on a GPU or TPU.
 Expected: paper, latents, active without noise, at sigma .8 and at 3: 100 units 99.9, 56, 47%; 1,000 units 99, 29,
 11%; 100,000 units 18, .6, 1%; Laplace 77, 6.9, 2.3%; classification 70, 19.5, 10.8%.
 assumed: salt and pepper on each number alone, to 0 or 1; probabilities .1, .3, .5, .7, .9, which the paper omits.
 assumed: Laplace noise of scale sigma, so of deviation sqrt(2) sigma, as in the authors' code; Poisson noise of
 variance sigma^2 |x|, one seed, embedded at sigma 3 alone, for completeness: it is in their code and in no figure.
-assumed: (embedded) as `noise`; 100 and 1,000 units are .7 and 6.9 a pixel, 400 are the paper's 10,000; none plays the
-100,000. Classification of the digits by one hidden layer of 400 units.
+assumed: (embedded) as `noise`, in 12,000 steps, half as many; 100 and 1,000 units are .7 and 6.9 a pixel, 400 are the
+paper's 10,000; none plays the 100,000. Classification of the digits by one hidden layer of 400 units.
 assumed: (paper) CIFAR10's pixels, 3,000 epochs; the paper's numbers are of 256 latents but for 10,000 units under
 Gaussian noise, where it prints pixels too.
 """

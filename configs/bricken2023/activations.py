@@ -7,15 +7,15 @@ noise".
 Command: python -m launch.reproduce --study=bricken2023/activations --workdir=runs/bricken2023
 One run: python -m launch.train --config=configs/bricken2023/activations.py:gelu/0.8 --workdir=runs/one
 (`paper/gelu/0.8` is the run at the paper's scale.)
-Hardware: 2 CPU cores, about 11 minutes (38 runs) beside the study `noise`, with which it shares the 15 runs of ReLU;
-at the paper's scale 75 runs of 147,000 steps on a GPU or TPU.
+Hardware: 2 CPU cores, about 15 minutes (38 runs) beside the study `ablations`, with which it shares the 15 runs of
+ReLU; at the paper's scale 75 runs of 147,000 steps on a GPU or TPU.
 Expected: paper, CIFAR10 pixels, |h| > 1e-4, at sigma 0, .1, .3, .8, 3: ReLU 38.6, 26.8, 9.4, 3.6, .6%; GELU 62.5,
 96.4, 87.3, 27, 1.2%.
 assumed: a unit is active if |h| exceeds 1e-4, as in App. H.1, or 1e-2, beside it. By both, sigmoid (h = 0 only at
 minus infinity), ELU (which ends at -1) and tanh (at -1 and 1) cannot be off where they are flat: the share of units
 with |phi'| < .01 stands beside.
 assumed: GELU is z Phi(z), exact.
-assumed: (embedded) network, data and training of `noise`, the activation alone changed; every sigma with one seed,
+assumed: (embedded) network and data of `noise`, 12,000 steps, the activation alone changed; every sigma with one seed,
 those that the claims go by with three.
 assumed: (paper) 10,000 units, 3,000 epochs of 49 steps.
 """

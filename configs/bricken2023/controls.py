@@ -5,15 +5,15 @@ the fields), B4 (one bias for all units does as well as one each), B8 (smaller w
 Command: python -m launch.reproduce --study=bricken2023/controls --workdir=runs/bricken2023
 One run: python -m launch.train --config=configs/bricken2023/controls.py:jacobian0.8 --workdir=runs/one
 (`shared_bias`, `scale0.1`; `paper/jacobian0.8` is the run at the paper's scale.)
-Hardware: 2 CPU cores, 36 runs, 12 of them (noise alone) of the study `noise`: the others take 10 minutes; at the
-paper's scale 36 runs of 147,000 steps on a GPU or TPU.
+Hardware: 2 CPU cores, 36 runs, 12 of them (noise alone) also of the study `ablations`, some 12 minutes; at the paper's
+scale 36 runs of 147,000 steps on a GPU or TPU.
 Expected: paper, in words: the penalty fails to produce sparsity or fields (Sec. 1), a shared bias gives near identical
 performance and sparsity (Sec. 3), smaller initial weights sparsify faster at sigma 3 (Fig. 9).
 assumed: the penalty's sigmas are .1, .3 and .8; its outputs' mean, as the loss takes it; the shared bias is tried at
 sigma .8; biases keep their start while encoder weights are multiplied by s.
 assumed: s in {.1, .3, 1, 3}; the values in Fig. 9 are illegible.
-assumed: (embedded) networks, data and training of `noise`; the runs of B8, of which only the start matters, have 1,500
-steps and are recorded every 20.
+assumed: (embedded) networks and data of `noise`, 12,000 steps; the runs of B8, of which only the start matters, have
+1,500 steps and are recorded every 20.
 assumed: (paper) networks, data and training of `noise`, 3,000 epochs of CIFAR10's pixels, for each.
 """
 

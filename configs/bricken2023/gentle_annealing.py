@@ -7,7 +7,7 @@ Command: python -m launch.reproduce --study=bricken2023/gentle_annealing --workd
 One run: python -m launch.train --config=configs/bricken2023/gentle_annealing.py:geometric/3 --workdir=runs/one
 (`linear/SIGMA`, `longer/SIGMA`, `later/SIGMA`, `geometric/SIGMA`, `kept/SIGMA`, `constant/SIGMA`; `paper/geometric/3`
 is the run at the paper's scale.)
-Hardware: 2 CPU cores, about 9 minutes (24 runs) beside the studies `annealing` and `noise`, whose 6 linear and 6
+Hardware: 2 CPU cores, about 12 minutes (24 runs) beside the studies `annealing` and `ablations`, whose 6 linear and 6
 constant runs it shares; at the paper's scale 36 runs of 78,400 or 117,600 steps on a GPU or TPU, the 6 linear ones
 shared.
 Expected: no number: the paper did not try it. Linear annealing is the schedule to beat.
@@ -16,8 +16,8 @@ assumed: "longer" anneals linearly over twice the time, in a run that is longer 
 which noise falls as fast as in "linear", so that what longer training does can be told from what slow annealing does.
 assumed: "geometric" falls by equal factors to 1% of sigma, then to 0, in the time of "linear"; "kept" falls so to 5%
 of sigma and stays there.
-assumed: (embedded) reconstruction of photographs as in `annealing`: noise falls from step 2,000 to 3,500 of 4,000, to
-5,000 of 5,500 in "longer", from 3,500 to 5,000 in "later"; three seeds.
+assumed: (embedded) reconstruction of photographs as in `annealing`: noise falls from step 6,000 to 10,500 of 12,000, to
+15,000 of 16,500 in "longer", from 10,500 to 15,000 in "later"; three seeds.
 assumed: (paper) CIFAR10's pixels, 10,000 units; noise falls from epoch 800 to 1,600, to 2,400 in "longer", from 1,600
 to 2,400 in "later", where training ends, as in Fig. 8.
 """

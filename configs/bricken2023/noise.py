@@ -6,7 +6,8 @@ synchronise, the number of active units varies less, none dies), B3 (pre-activat
 Command: python -m launch.reproduce --study=bricken2023/noise --workdir=runs/bricken2023
 One run: python -m launch.train --config=configs/bricken2023/noise.py:0.8 --workdir=runs/one
 (`digits/0.8` is the run on digits, `latents/0.8` that on latents, `paper/0.8` the run at the paper's scale.)
-Hardware: 2 CPU cores, under 40 minutes; at the paper's scale 24 runs of 147,000 steps on a GPU or TPU.
+Hardware: 2 CPU cores, 44 minutes, with some other work beside; at the paper's scale 24 runs of 147,000 steps on a GPU
+or TPU.
 Expected: paper, CIFAR10 pixels: 38% active without noise, 4% at sigma .8, .6% at 3, 3% at 10.
 assumed: (embedded) grey 12x12 patches of two photographs, 400 units (2.8 a pixel; the paper has 3.3), and digits of
 8x8 pixels, 200 units; sigma in the paper's ratio to the data's deviation; latents of digits, 256 numbers of the

@@ -6,15 +6,15 @@ sparsifies; Top-k without it a few greedy units of large norm, and units that me
 Command: python -m launch.reproduce --study=bricken2023/pareto --workdir=runs/bricken2023
 One run: python -m launch.train --config=configs/bricken2023/pareto.py:l1_unit_norm/1e-05 --workdir=runs/one
 (`noise/SIGMA`, `l1/WEIGHT`, `l1_unit_norm/WEIGHT`, `top_k/SHARE`; `paper/top_k/0.01` is at the paper's scale.)
-Hardware: 2 CPU cores, about 9 minutes (30 runs) beside the study `noise`, with which it shares the 3 runs without
-noise; at the paper's scale 35 runs of 98,000 steps on a GPU or TPU.
+Hardware: 2 CPU cores, about 12 minutes (33 runs, the 3 without noise also of the study `ablations`); at the paper's
+scale 35 runs of 98,000 steps on a GPU or TPU.
 Expected: paper: the points of the three methods on one curve; Gabors at L1 1e-4 and 1e-5; no number is printed.
 assumed: "unitary L2 norm on all weights" is kept after every update for each unit's incoming weights and for its
 outgoing ones; the input is not normalised. Which of these made Fig. 14 is not recorded.
 assumed: L1 weighs the sum over units of |h| against the mean over pixels of the squared error, as in the authors' code.
 assumed: "annealed" is in straight lines: noise from a half to three quarters of training, k over the first quarter.
 assumed: one seed; three for L1 of weight 1e-4 and 1e-5, the paper's with fields, and for training without either.
-assumed: (embedded) network, data and training of `noise`. L1's weights, named as the paper's, are multiplied by
+assumed: (embedded) network and data of `noise`, 12,000 steps. L1's weights, named as the paper's, are multiplied by
 (3072 / 144) (std(data) / .25) = 27.2: with the mean over D pixels as the loss, L1 of weight w is soft thresholding at
 w D / 2 of the coefficients of orthonormal atoms, and this threshold keeps its ratio to std(data).
 assumed: (embedded) k/units as the paper's, where it is a unit or more: 3 and 10 of 10,000 have no counterpart in 400.

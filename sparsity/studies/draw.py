@@ -213,6 +213,11 @@ def panels(rows: int, columns: int, height: float = 2.9, **kwargs: Any) -> tuple
     return figure, axes[0] if rows == 1 else axes
 
 
+def legend_beside(axis: Any, title: str | None = None) -> None:
+    """The legend of `axis`, right of the whole figure, where it hides nothing."""
+    axis.figure.legend(*axis.get_legend_handles_labels(), title=title, loc="outside right upper")
+
+
 @dataclasses.dataclass(frozen=True)
 class Drawing:
     """A finished figure; a notebook shows it as the picture."""

@@ -121,7 +121,7 @@ def _by_step(runs: Runs, curve: Callable[[RunView], tuple[list[int], list[float]
             axis.axvline(step, color="purple", lw=0.8)
         axis.set(title=TASKS[task], xlabel="step", ylim=(0, None))
     axes[0].set_ylabel(label)
-    axes[-1].legend(title="sigma")
+    draw.legend_beside(axes[-1], "sigma")
     return draw.done(figure)
 
 

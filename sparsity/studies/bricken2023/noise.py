@@ -93,7 +93,7 @@ def active_by_step(runs: Runs) -> Drawing:
             axis.plot([line["step"] for line in lines], shares, color=draw.color(i, len(sigmas)), label=f"{sigma:g}")
         axis.set(title=arm, xlabel="step")
     axes[0].set(ylabel="share of active units", ylim=(0, 1))
-    axes[-1].legend(title="sigma")
+    draw.legend_beside(axes[-1], "sigma")
     return draw.done(figure)
 
 
