@@ -216,7 +216,7 @@ class SpanCorruption(Spans):
             texts = [(text[start : start + self.text_length],) for start in starts]
         if not texts:
             raise ConfigError(f"data: the {split} split has fewer tokens than the {self.text_length} of a text")
-        return Rows(self, texts, None if split == "train" else SPLITS.index(split))
+        return Rows(self, texts, SPLITS.index(split), anew=split == "train")
 
     def _pack(self, documents: Sequence[np.ndarray]) -> list[tuple[np.ndarray, ...]]:
         """Rows of texts, in order: one goes into the last row if it still fits. Texts of one token are left out."""
@@ -258,17 +258,19 @@ class SpanCorruption(Spans):
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Rows of texts of one split; corrupted already unless they are to train on.
+    """Rows of texts of one split. One by one they are corrupted already, unless `anew`; all together they always are.
 
     Attributes:
       source: whose rows they are.
       texts: of each row the tokens of its texts.
-      seed: of their corruption; None leaves that to `source.augment`.
+      seed: of their corruption.
+      anew: a row is left as it is, for `source.augment` to corrupt whenever it is read.
     """
 
     source: SpanCorruption
     texts: Sequence[tuple[np.ndarray, ...]]
-    seed: int | None
+    seed: int
+    anew: bool = False
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -277,26 +279,25 @@ class Rows:
         return f"Rows({len(self)}, {sum(len(text) for row in self.texts for text in row)}, {self.seed})"
 
     def __getitem__(self, i) -> Batch:
-        texts, size = self.texts[i], self.source.text_length
-        row = lambda parts: np.pad(np.concatenate(parts), (0, size - sum(map(len, parts)))).astype(np.int32)
-        number = [np.full(len(text), n + 1) for n, text in enumerate(texts)]
-        example = {"tokens": row(texts), "segments": row(number)}
-        return (
-            example if self.seed is None else self.source.augment(example, np.random.default_rng((self.seed, int(i))))
-        )
-
-    def take(self, indices) -> Batch:
-        """Rows of an array of indices, stacked."""
-        rows = [self[i] for i in np.atleast_1d(indices)]
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        return self._whole(i) if self.anew else self._corrupted(i)
 
     def arrays(self) -> Batch:
-        """All rows, stacked."""
+        """All rows corrupted, always alike, stacked."""
         return self._all
 
     @functools.cached_property
     def _all(self) -> Batch:
-        return self.take(np.arange(len(self)))
+        rows = [self._corrupted(i) for i in range(len(self))]
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def _whole(self, i) -> Batch:
+        texts, size = self.texts[i], self.source.text_length
+        row = lambda parts: np.pad(np.concatenate(parts), (0, size - sum(map(len, parts)))).astype(np.int32)
+        number = [np.full(len(text), n + 1) for n, text in enumerate(texts)]
+        return {"tokens": row(texts), "segments": row(number)}
+
+    def _corrupted(self, i) -> Batch:
+        return self.source.augment(self._whole(i), np.random.default_rng((self.seed, int(i))))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

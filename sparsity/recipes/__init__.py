@@ -49,7 +49,9 @@ from sparsity.recipes.bricken2023 import (
     with_unit_norms,
 )
 from sparsity.recipes.li2022 import (
+    BYT5_CLASSES,
     T5_SIZES,
+    t5_checkpoint,
     t5_model,
     t5_text,
     vit_digits,

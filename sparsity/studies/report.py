@@ -205,4 +205,4 @@ def _keys(outcomes: Mapping[str, Outcome]) -> list[str]:
 
 
 def _status(outcome: Outcome) -> str:
-    return outcome.status if outcome.status == "finished" else f"diverged({outcome.step})"
+    return outcome.status if outcome.status == "finished" else f"{outcome.status}({outcome.step})"

@@ -1,0 +1,105 @@
+"""The converter as users run it, on a small T5 written in Hugging Face's format."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import flax
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from launch import cli
+from sparsity import recipes
+from sparsity.config import build
+from sparsity.convert import hf
+from sparsity.layers.sparsify import Context
+from sparsity.models.t5 import T5Config
+
+ROOT = Path(__file__).parents[2]
+WEIGHTS = "model.safetensors"
+
+
+def launch(module, *args):
+    command = [sys.executable, "-m", f"launch.{module}", *map(str, args)]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=240, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory):
+    """A ByT5 of random weights."""
+    section = recipes.t5_model("byt5-small")
+    section.update({"d_model": 16, "layers": 2, "decoder_layers": 1, "heads": 2, "head_dim": 8})
+    section.mlp.d_ff = 32
+    config = build(T5Config, {k: v for k, v in section.items() if k != "name"})
+    zeros = [np.zeros((1, 4), np.int32)] * 4
+    variables = config.build(recipes.BYT5_CLASSES).init(jax.random.key(0), *zeros, Context())
+    params = jax.device_get(flax.core.meta.unbox(variables)["params"])
+    path = tmp_path_factory.mktemp("convert") / "theirs"
+    hf.write_t5(params, config, recipes.BYT5_CLASSES, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def converted(theirs):
+    workdir = theirs.parent / "workdir"
+    return workdir, launch("convert", "--source=hf", "--model=t5", f"--path={theirs}", f"--workdir={workdir}")
+
+
+def test_a_converted_checkpoint_is_evaluated_on_the_users_text_and_goes_back_to_the_same_bytes(converted, theirs):
+    workdir, (code, out, err) = converted
+    assert code == cli.DONE, err
+    tensors = load_file(theirs / WEIGHTS)
+    assert f"{len(tensors)} tensors" in out
+    measures = theirs.parent / "measures.json"
+    code, out, err = launch("evaluate", f"--workdir={workdir}", "--evals=language,units", f"--out={measures}")
+    assert code == cli.DONE, err
+    assert "unfinished(0)" in out
+    found = {m["name"]: m["value"] for m in json.loads(measures.read_text())["measures"]}
+    assert found["nll"] > 1
+    assert 0.2 < found["units.above_0.01.encoder_1"] < 1  # a gated GELU's: no zeros, but small values
+    back = theirs.parent / "back"
+    code, _, err = launch("convert", "--to=hf", f"--workdir={workdir}", f"--path={back}")
+    assert code == cli.DONE, err
+    again = load_file(back / WEIGHTS)
+    assert {n: x.tobytes() for n, x in again.items()} == {n: x.tobytes() for n, x in tensors.items()}
+    assert json.loads((back / "config.json").read_text()) == json.loads((theirs / "config.json").read_text())
+
+
+def without(name, tensors):
+    return {n: x for n, x in tensors.items() if n != name}
+
+
+WI = "encoder.block.1.layer.1.DenseReluDense.wi_0.weight"
+DAMAGE = {
+    "missing": (lambda t: without(WI, t), f"has no tensor {WI}, which encoder/layers/mlp/wi/kernel is made of"),
+    "extra": (lambda t: t | {"more.weight": t[WI]}, "nothing is made of its tensor more.weight"),
+    "shape": (lambda t: t | {WI: t[WI].T.copy()}, f"{WI} has shape (16, 32)"),
+    "none": (None, "there are no .safetensors"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_checkpoint_of_another_model_is_refused_by_the_name_of_the_tensor(theirs, tmp_path, kind):
+    change, message = DAMAGE[kind]
+    shutil.copytree(theirs, tmp_path / "t5")
+    if change is None:
+        (tmp_path / "t5" / WEIGHTS).unlink()
+    else:
+        save_file(change(load_file(theirs / WEIGHTS)), tmp_path / "t5" / WEIGHTS)
+    code, _, err = launch("convert", "--source=hf", f"--path={tmp_path / 't5'}", f"--workdir={tmp_path / 'w'}")
+    assert code == cli.BAD_INPUT
+    assert message in err.splitlines()[-1]
+    assert not (tmp_path / "w" / "config.json").exists()
+
+
+def test_a_workdir_that_holds_a_run_is_left_alone(converted, theirs):
+    workdir, _ = converted
+    before = (workdir / "config.json").read_bytes()
+    code, _, err = launch("convert", "--source=hf", f"--path={theirs}", f"--workdir={workdir}")
+    assert (code, err.strip()) == (cli.BAD_INPUT, f"error: workdir {workdir}: holds a run already; use another")
+    assert (workdir / "config.json").read_bytes() == before
