@@ -361,7 +361,9 @@ class GeluTanh(Sparsifier):
     zeros: ClassVar[bool] = False
 
     def __call__(self, z, xp=jnp):
-        return z * (1 + xp.tanh(np.sqrt(2 / np.pi).astype(z.dtype) * (z + 0.044715 * z**3))) / 2
+        # (1 + tanh u) / 2 is the sigmoid of 2 u, which does not cancel to 0 where u is very negative.
+        sigmoid = jax.nn.sigmoid if xp is jnp else expit
+        return z * sigmoid(np.sqrt(8 / np.pi).astype(z.dtype) * (z + 0.044715 * z**3))
 
 
 @dataclasses.dataclass(frozen=True)
