@@ -76,11 +76,7 @@ def _back() -> int:
     config = files.saved_config()
     if not isinstance(config.model, T5Config):
         raise ConfigError(f"workdir {files.path}: its model is no T5")
-    engine = run_lib.Engine(config)
-    with Checkpoints(files.checkpoints, read_only=True) as checkpoints:
-        if checkpoints.latest() is None:
-            raise ConfigError(f"workdir {files.path}: holds no checkpoint")
-        state = engine.restore(checkpoints)
+    _, state = run_lib.last_state(files)
     hf.write_t5(state.params, config.model, config.data.classes, _PATH.value)
     print(f"the network of step {int(state.step)} is in {Path(_PATH.value)}")
     return cli.DONE

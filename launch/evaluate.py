@@ -10,7 +10,6 @@ from absl import flags
 
 from launch import cli
 from sparsity import run as run_lib
-from sparsity.checkpoint import Checkpoints
 from sparsity.config import ConfigError, lookup
 from sparsity.evals import EVALS, TASKS
 from sparsity.studies import report
@@ -32,11 +31,7 @@ def evaluate() -> int:
             raise ConfigError(f"--evals: {name} scores {TASKS[name]}, the run's task is {config.model.task}")
     if _OUT.value and not Path(_OUT.value).parent.is_dir():
         raise ConfigError(f"--out: no directory {Path(_OUT.value).parent}")
-    engine = run_lib.Engine(config)
-    with Checkpoints(files.checkpoints, read_only=True) as checkpoints:
-        if checkpoints.latest() is None:
-            raise ConfigError(f"workdir {files.path}: holds no checkpoint")
-        state = engine.restore(checkpoints)
+    engine, state = run_lib.last_state(files)
     result = run_lib.evaluate(engine.subject(state, config.evals.split), names)
     step, recorded = int(state.step), files.read_outcome()
     status = "unfinished" if recorded is None else recorded.status

@@ -344,6 +344,19 @@ class Engine:
         )
 
 
+def last_state(files: Workdir) -> tuple[Engine, TrainState]:
+    """The engine of a workdir's run, and the state of its last checkpoint; nothing on disk changes.
+
+    Raises:
+      WorkdirError: the workdir holds no run, or no checkpoint.
+    """
+    engine = Engine(files.saved_config())
+    with Checkpoints(files.checkpoints, read_only=True) as checkpoints:
+        if checkpoints.latest() is None:
+            raise WorkdirError(f"workdir {files.path}: holds no checkpoint")
+        return engine, engine.restore(checkpoints)
+
+
 def evaluate(subject: Subject, names: tuple[str, ...]) -> Result:
     """Runs the named evaluators on one network and joins their results."""
     results = [EVALS[name](subject) for name in names]
