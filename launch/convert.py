@@ -23,7 +23,7 @@ from sparsity.train.state import TrainState
 from sparsity.writer import write_json
 
 SOURCES = {"hf": "a directory of Hugging Face: config.json and safetensors"}
-MODELS = {"t5": "T5 v1.0, v1.1, mT5, ByT5, FLAN"}
+MODELS = {"t5": "T5 v1.0, v1.1, ByT5, FLAN"}
 _list = lambda table: "; ".join(f"{name}: {what}" for name, what in table.items())
 
 _SOURCE = flags.DEFINE_string("source", None, f"what --path is; {_list(SOURCES)}")

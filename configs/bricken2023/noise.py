@@ -14,7 +14,7 @@ assumed: (embedded) grey 12x12 patches of two photographs, 400 units (2.8 a pixe
 paper's size, 400 units (the paper: latents of CIFAR10, 10,000 units); batch 64, Adam at 3e-3 after a warm-up of 500,
 24,000 steps on photos, 12,000 on digits, 8,000 on latents. Chosen on photos, seed 0: after 4,000 steps at 3e-3 every
 network with sigma .3 or more was still becoming sparser, sigma 3 the slowest (16% active at step 4,000, 2% at 12,000,
-.5% at 24,000); at 3e-3 without a warm-up 59% of the units without noise died in the first steps.
+.5% at 24,000, in batches of 256); at 3e-3 without a warm-up 59% of the units without noise died in the first steps.
 assumed: (paper) pixels in [0, 1] as they are, 49,000 training images (1,000 are held out), 3,000 epochs of 49 steps.
 assumed: biases start from U(+-1/sqrt(fan_in)), as in the authors' code; the paper's text says 0.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -186,6 +186,8 @@ class SpanCorruption(Spans):
     stride: int | None = None
     packed: bool = False
 
+    augments: ClassVar[bool] = True
+
     def __post_init__(self):
         if self.corruption.counts(self.text_length)[1] > self.vocabulary.sentinels:
             raise ValueError(
@@ -198,11 +200,6 @@ class SpanCorruption(Spans):
     def classes(self) -> int:
         """Rows of the vocabulary's embedding."""
         return self.vocabulary.classes
-
-    @property
-    def augments(self) -> bool:
-        """Training examples are corrupted one by one."""
-        return True
 
     def load(self, split: str) -> Rows:
         """The rows of the named split. Raises ConfigError if there is none, or too little text for a row."""
@@ -314,7 +311,7 @@ class MockSpans(Spans):
     classes: int
     corruption: Corruption = Corruption()
 
-    augments = False
+    augments: ClassVar[bool] = False
 
     def load(self, split: str) -> MockRows:
         """The named split, always the same. Raises ConfigError if there is no such split."""

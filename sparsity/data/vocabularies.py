@@ -76,7 +76,7 @@ class SentencePiece:
     Attributes:
       path: the model's file.
       extra: sentinels, numbered down from the last one (T5: 100).
-      classes: rows of the embedding, pieces and sentinels rounded up (T5: 32,128; mT5: 250,112).
+      classes: rows of the embedding, pieces and sentinels rounded up (T5: 32,128).
     """
 
     path: str

@@ -54,8 +54,8 @@ def hastened(config: ConfigDict) -> ConfigDict:
     """`config` with Adam at 3e-3 after a warm-up and batches of 64: thousands of steps for the paper's 147,000.
 
     Rate times steps is 36 in 12,000 steps, the paper's 15. Without the warm-up the first steps at this rate kill half
-    of the units where there is no noise. Sparsity is a matter of steps, not of examples: batches of 64, 128 and 256
-    give the same in as many steps.
+    of the units where there is no noise. Sparsity is a matter of steps, not of examples: on photos at sigma .8,
+    seed 0, batches of 64, 128 and 256 leave .7 to .9% of the units active after 16,000 steps.
     """
     config = config.copy_and_resolve_references()
     config.optimizer.learning_rate, config.optimizer.schedule.warmup = 3e-3, min(500, config.steps // 8)

@@ -46,7 +46,7 @@ def logits(config, params, inputs=INPUTS, ctx=CLEAN, **settings):
     return config.build(V).apply({"params": params}, *inputs, ctx, **settings)
 
 
-# Published parameter counts: Raffel et al. 2020, Sec. 3.7; transformers' own count of v1.1 and ByT5.
+# Published (v1.0), and counted on transformers' model of these sizes, its logits untied (v1.1 and ByT5).
 PUBLISHED = {
     "small": (32_128, 60.5e6),
     "base": (32_128, 222.9e6),

@@ -47,7 +47,7 @@ SHARING = [(study, scale) for study in ("controls", "training_time", "flat_regio
 def test_runs_of_noise_alone_are_shared(study, scale):
     # Embedded runs of `noise` are longer; those of `ablations` are as long as all others.
     sharing = {"embedded": "ablations", "paper": "noise"}[scale]
-    own, of_noise = (expand(load_study_config(f"bricken2023/{name}").sweep, scale) for name in (study, sharing))
+    own, others = (expand(load_study_config(f"bricken2023/{name}").sweep, scale) for name in (study, sharing))
     alone = [c for c in own if runs.variant_sigma_seed(c.name)[0] == "ae"]
     assert alone
-    assert {config_hash(c) for c in alone} == {config_hash(c) for c in own} & {config_hash(c) for c in of_noise}
+    assert {config_hash(c) for c in alone} == {config_hash(c) for c in own} & {config_hash(c) for c in others}
