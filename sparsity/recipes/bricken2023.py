@@ -213,11 +213,11 @@ def with_rule(config: ConfigDict, rule: str, learning_rate: float) -> ConfigDict
 # Deeper networks: Bricken et al. 2023, App. J.1 and J.3.
 
 
-def gpt2_text(steps: int = 1200) -> ConfigDict:
+def gpt2_text(steps: int = 8000) -> ConfigDict:
     """A small GPT-2 of three blocks on the bytes of Python's documentation, without noise: Adam at 2e-3."""
     config = _autoencoder("gpt2_text", 256, {"name": "text", "length": 64, "stride": 64}, steps)
     config.model = _gpt2(d_model=64, heads=4, positions=64, dropout=0.0)
-    config.batch, config.every.eval, config.optimizer.learning_rate = 16, max(steps // 12, 1), 2e-3
+    config.batch, config.every.eval, config.optimizer.learning_rate = 4, max(steps // 16, 1), 2e-3
     config.evals.names, config.evals.split = ("language", "sparsity", "neurons", "units"), "validation"
     config.evals.batch = 64
     return config
