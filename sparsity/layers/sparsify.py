@@ -44,6 +44,8 @@ class Context:
       noisy: noise on (static), in training and, where it is asked for, in evaluation.
       record: sow `SparsityStats` (static: a second compiled program, free when off).
       hand_out: sow `Activated` (static), what penalties on activations read.
+      slots: tokens that the cache of what attention has read has room for; 0 is no cache (static).
+      place: of the one token that is read now, those before it being in the cache; None: whole sequences are read.
     """
 
     weight_B: jax.Array | None = None
@@ -53,6 +55,8 @@ class Context:
     noisy: bool = flax.struct.field(pytree_node=False, default=False)
     record: bool = flax.struct.field(pytree_node=False, default=False)
     hand_out: bool = flax.struct.field(pytree_node=False, default=False)
+    slots: int = flax.struct.field(pytree_node=False, default=0)
+    place: Any = None
 
 
 @flax.struct.dataclass

@@ -156,12 +156,12 @@ class Layer(nn.Module):
         """(x of the next layer, None). `skip` is what x is multiplied by around the MLP; None is 1."""
         cfg = self.config
         drop = nn.Dropout(cfg.dropout, (-2,), deterministic=not ctx.train)
-        attend = lambda name: T5Attention(cfg.heads, cfg.head_dim, cfg.dropout, cfg.dtype, name=name)
+        attend = lambda name, cross: T5Attention(cfg.heads, cfg.head_dim, cross, cfg.dropout, cfg.dtype, name=name)
         y_BxLxD = rms_norm("norm_attention", cfg.dtype)(x_BxLxD)
-        x_BxLxD = x_BxLxD + drop(attend("attention")(y_BxLxD, y_BxLxD, ctx, bias, mask))
+        x_BxLxD = x_BxLxD + drop(attend("attention", False)(y_BxLxD, ctx, bias, mask))
         if self.decoder:
             y_BxLxD = rms_norm("norm_cross", cfg.dtype)(x_BxLxD)
-            x_BxLxD = x_BxLxD + drop(attend("cross")(y_BxLxD, memory_BxMxD, ctx, None, memory_mask))
+            x_BxLxD = x_BxLxD + drop(attend("cross", True)(y_BxLxD, ctx, None, memory_mask, memory_BxMxD))
         y_BxLxD = rms_norm("norm_mlp", cfg.dtype)(x_BxLxD)
         y_BxLxD = drop(SparseMLP(cfg.mlp, cfg.dtype, name="mlp")(y_BxLxD, ctx))
         x_BxLxD = (x_BxLxD if skip is None else x_BxLxD * skip.astype(x_BxLxD.dtype)) + y_BxLxD
@@ -179,9 +179,8 @@ class Stack(nn.Module):
     def __call__(self, x_BxLxD, ctx, mask, memory_BxMxD=None, memory_mask=None):
         cfg, stack, length = self.config, DECODER if self.decoder else ENCODER, x_BxLxD.shape[1]
         drop = nn.Dropout(cfg.dropout, (-2,), deterministic=not ctx.train)
-        bias = RelativeBias(cfg.heads, cfg.buckets, cfg.max_distance, both=not self.decoder, name="bias")(
-            length, length
-        )
+        distances = RelativeBias(cfg.heads, cfg.buckets, cfg.max_distance, both=not self.decoder, name="bias")
+        bias = distances(length, mask.shape[-1], ctx.place)
         layer, skips = Layer, cfg.skips(stack)
         if cfg.remat != "none":
             layer = nn.remat(Layer, prevent_cse=not cfg.scan, policy=_POLICIES[cfg.remat])
@@ -232,12 +231,27 @@ class T5(nn.Module):
 
     def decode(self, memory_BxLxD, input_segments_BxL, decoder_inputs_BxT, target_segments_BxT, ctx: Context):
         """The logits [B, T, V] of targets, of an encoder's output."""
-        cfg, place_T = self.config, jnp.arange(decoder_inputs_BxT.shape[1])
+        place_T = jnp.arange(decoder_inputs_BxT.shape[1])
         mask = _same(target_segments_BxT, target_segments_BxT) & (place_T[:, None] >= place_T)
         reads = _same(target_segments_BxT, input_segments_BxL)
         ctx = ctx.replace(weight_BxL=target_segments_BxT > 0)
-        y_BxTxD = self.decoder(self._embed(decoder_inputs_BxT), ctx, mask, memory_BxLxD, reads)
-        y_BxTxD = y_BxTxD.astype(jnp.promote_types(y_BxTxD.dtype, jnp.float32))
+        return self._logits(self.decoder(self._embed(decoder_inputs_BxT), ctx, mask, memory_BxLxD, reads))
+
+    def start(self, inputs_BxL: jax.Array, input_segments_BxL: jax.Array, ctx: Context) -> jax.Array:
+        """Reads the inputs; the logits [B, V] of the first target. `ctx.slots` and a mutable cache are needed."""
+        memory_BxLxD = self.encode(inputs_BxL, input_segments_BxL, ctx.replace(slots=0))
+        first = jnp.zeros_like(inputs_BxL[:, :1])
+        return self.decode(memory_BxLxD, input_segments_BxL, first, jnp.ones_like(first), ctx)[:, 0]
+
+    def step(self, token_B: jax.Array, input_segments_BxL: jax.Array, ctx: Context) -> jax.Array:
+        """Reads the decoder's input at `ctx.place`; the logits [B, V] of the target there, from the cache."""
+        mask = (jnp.arange(ctx.slots) <= ctx.place)[None, None, None]
+        reads = _same(jnp.ones_like(token_B[:, None]), input_segments_BxL)
+        return self._logits(self.decoder(self._embed(token_B[:, None]), ctx, mask, None, reads))[:, 0]
+
+    def _logits(self, y_BxTxD: jax.Array) -> jax.Array:
+        cfg, precise = self.config, jnp.promote_types(y_BxTxD.dtype, jnp.float32)
+        y_BxTxD = y_BxTxD.astype(precise)
         if cfg.tied:
             logits_BxTxV = jnp.einsum("btd,vd->btv", y_BxTxD * cfg.d_model**-0.5, self.embedding)
         else:

@@ -1,5 +1,7 @@
 """T5s of `transformers`, whose torch implementation is the reference."""
 
+import json
+
 import flax
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from sparsity.convert import hf
 from sparsity.convert.tensors import check, load
 from sparsity.layers.sparsify import Context
 from sparsity.train.losses import language
+from tests.convert import golden
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -146,3 +149,47 @@ def test_there_and_back_is_the_same_to_the_byte(peer, converted, saved, tmp_path
     again = dict(transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "back").named_parameters())
     for name, one in peer.named_parameters():
         assert torch.equal(one, again[name]), name
+
+
+@pytest.mark.parametrize("case", golden.CASES)
+def test_golden_values_are_those_of_torch(case):
+    """To make the file anew: python -m tests.convert.test_hf_t5."""
+    expected, found = golden.golden(case), golden_values(case)
+    assert found.pop("greedy") == expected.pop("greedy")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
+
+
+def golden_values(case):
+    """What golden_t5.json has of a case."""
+    config = transformers.T5Config(decoder_start_token_id=0, **golden.CASES[case])
+    peer = transformers.T5ForConditionalGeneration(config).eval()
+    tensors = {name: torch.tensor(tensor) for name, tensor in golden.checkpoint(case).items()}
+    if "lm_head.weight" in tensors:  # transformers 5 ties them
+        peer.lm_head.weight = torch.nn.Parameter(tensors["lm_head.weight"].clone())
+    left = peer.load_state_dict(tensors, strict=False)
+    assert not left.unexpected_keys
+    assert all("embed_tokens" in name or name == "lm_head.weight" for name in left.missing_keys), left.missing_keys
+    batch = golden.batch()
+    out = of_torch(peer, batch, output_hidden_states=True)
+    out.loss.backward()
+    norms = {}
+    of = dict(peer.named_parameters())
+    for path, tensor in hf.t5_tensors(hf.t5_config(golden.CASES[case])[0]).items():
+        norms[path] = float(torch.sqrt(sum((of[name].grad.double() ** 2).sum() for name in tensor.names)))
+    mask = torch.tensor(batch["input_segments"]).long()
+    tokens = peer.generate(
+        torch.tensor(batch["inputs"]).long(), attention_mask=mask, max_new_tokens=golden.GENERATED, do_sample=False
+    )[:, 1:]
+    digits = lambda x: [float(f"{v:.7g}") for v in x.detach().numpy()]
+    return {
+        "logits": digits(out.logits[0, -1]),
+        "encoder_0": digits(out.encoder_hidden_states[1][0, 5]),
+        "decoder_0": digits(out.decoder_hidden_states[1][0, 5]),
+        "loss": out.loss.item(),
+        "gradient_norms": norms,
+        "greedy": np.pad(tokens.numpy(), ((0, 0), (0, golden.GENERATED - tokens.shape[1]))).tolist(),
+    }
+
+
+if __name__ == "__main__":
+    golden.FILE.write_text(json.dumps({case: golden_values(case) for case in golden.CASES}, indent=1) + "\n")

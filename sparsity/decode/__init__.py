@@ -1,0 +1,1 @@
+"""Decoding: tokens one by one, each from those before it."""
