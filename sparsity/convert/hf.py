@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sparsity.config import ConfigError, lookup
-from sparsity.convert.tensors import Tensor, unload
+from sparsity.convert.tensors import Opened, Tensor, unload
 from sparsity.layers.mlp import MLPConfig
 from sparsity.models.t5 import DECODER, ENCODER, T5Config
 from sparsity.ops.sparsifiers import GeluTanh, Relu
@@ -73,6 +73,14 @@ class HuggingFace:
     def close(self) -> None:
         """Closes the files."""
         self._opened.close()
+
+
+def open_t5(path: str | Path) -> Opened:
+    """A T5 that `transformers` wrote. Raises ConfigError as `HuggingFace` and `t5_config` do."""
+    reader = HuggingFace(path)
+    model, classes = t5_config(reader.config)
+    head = "lm_head.weight" if "lm_head.weight" in reader.shapes() else "shared.weight"
+    return Opened(reader, model, classes, t5_tensors(model, head), t5_ignored(model.tied).fullmatch)
 
 
 def t5_config(config: Mapping[str, Any]) -> tuple[T5Config, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
@@ -19,7 +20,7 @@ class Tensor:
 
     Attributes:
       names: of the tensors; one a layer if the parameter is stacked, else one.
-      transposed: they are matrices [outputs, inputs].
+      transposed: they are matrices whose axes stand the other way round, as torch's [outputs, inputs].
       stacked: the parameter has a leading axis of layers.
     """
 
@@ -41,6 +42,25 @@ class Reader(Protocol):
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """A part of the tensor `name`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A checkpoint of a model that is known.
+
+    Attributes:
+      reader: of its tensors.
+      model: settings of the model.
+      classes: rows of its embedding.
+      tensors: by the path of the parameter they make.
+      ignored: of the name of a tensor, whether it may be there without being read.
+    """
+
+    reader: Reader
+    model: Any
+    classes: int
+    tensors: Mapping[str, Tensor]
+    ignored: Callable[[str], bool]
 
 
 def check(
@@ -83,22 +103,28 @@ def load(tensors: Mapping[str, Tensor], abstract: Any, reader: Reader) -> Any:
     flat = flax.traverse_util.flatten_dict(abstract, sep="/")
     out = {}
     for path, leaf in flat.items():
-        made = lambda index, path=path, leaf=leaf: _part(tensors[path], reader, index, leaf.dtype)
+        made = lambda index, path=path, leaf=leaf: _part(tensors[path], reader, index, leaf)
         out[path] = jax.make_array_from_callback(leaf.shape, leaf.sharding, made)
     return flax.traverse_util.unflatten_dict(out, sep="/")
 
 
-def _part(tensor: Tensor, reader: Reader, index: tuple[slice, ...], dtype: Any) -> np.ndarray:
-    """One shard of a parameter."""
-    layers, inner = (index[0], index[1:]) if tensor.stacked else (slice(None), index)
-    read = lambda name: reader.read(name, inner[::-1] if tensor.transposed else inner)
-    parts = [read(name).T if tensor.transposed else read(name) for name in tensor.names[layers]]
-    if not tensor.stacked:
-        return np.ascontiguousarray(parts[0], dtype)
-    out = np.empty((len(parts), *parts[0].shape), dtype)
-    for i, part in enumerate(parts):
-        out[i] = part
+def _part(tensor: Tensor, reader: Reader, index: tuple[slice, ...], leaf: Any) -> np.ndarray:
+    """One shard of the parameter `leaf`; of the tensors it is made of, one is in memory at a time."""
+    out = _aligned([len(range(*s.indices(n))) for s, n in zip(index, leaf.shape, strict=True)], leaf.dtype)
+    layers, inner, parts = (index[0], index[1:], out) if tensor.stacked else (slice(None), index, out[None])
+    for i, name in enumerate(tensor.names[layers]):
+        part = reader.read(name, inner[::-1] if tensor.transposed else inner)
+        parts[i] = part.T if tensor.transposed else part
+        del part  # before the next is read
     return out
+
+
+def _aligned(shape: list[int], dtype: np.dtype) -> np.ndarray:
+    """Memory that JAX on CPUs takes over as it is: it copies what does not start at a multiple of 64 bytes."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def unload(tensors: Mapping[str, Tensor], params: Any) -> Iterable[tuple[str, np.ndarray]]:

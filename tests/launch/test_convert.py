@@ -1,4 +1,4 @@
-"""The converter as users run it, on a small T5 written in Hugging Face's format."""
+"""The converter as users run it, on a small T5 written in Hugging Face's format and in T5X's."""
 
 import json
 import shutil
@@ -18,6 +18,7 @@ from sparsity.config import build
 from sparsity.convert import hf
 from sparsity.layers.sparsify import Context
 from sparsity.models.t5 import T5Config
+from tests.convert import t5x_writer
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = "model.safetensors"
@@ -30,15 +31,21 @@ def launch(module, *args):
 
 
 @pytest.fixture(scope="module")
-def theirs(tmp_path_factory):
-    """A ByT5 of random weights."""
+def network():
+    """(settings, parameters) of a ByT5 of random weights."""
     section = recipes.t5_model("byt5-small")
     section.update({"d_model": 16, "layers": 2, "decoder_layers": 1, "heads": 2, "head_dim": 8})
     section.mlp.d_ff = 32
     config = build(T5Config, {k: v for k, v in section.items() if k != "name"})
     zeros = [np.zeros((1, 4), np.int32)] * 4
     variables = config.build(recipes.BYT5_CLASSES).init(jax.random.key(0), *zeros, Context())
-    params = jax.device_get(flax.core.meta.unbox(variables)["params"])
+    return config, jax.device_get(flax.core.meta.unbox(variables)["params"])
+
+
+@pytest.fixture(scope="module")
+def theirs(network, tmp_path_factory):
+    """Its directory, of Hugging Face."""
+    config, params = network
     path = tmp_path_factory.mktemp("convert") / "theirs"
     hf.write_t5(params, config, recipes.BYT5_CLASSES, path)
     return path
@@ -103,3 +110,22 @@ def test_a_workdir_that_holds_a_run_is_left_alone(converted, theirs):
     code, _, err = launch("convert", "--source=hf", f"--path={theirs}", f"--workdir={workdir}")
     assert (code, err.strip()) == (cli.BAD_INPUT, f"error: workdir {workdir}: holds a run already; use another")
     assert (workdir / "config.json").read_bytes() == before
+
+
+def test_t5x_goes_to_the_same_bytes_of_hugging_face_and_what_it_lacks_is_named(network, theirs, tmp_path):
+    directory, back = tmp_path / "checkpoint_1000", tmp_path / "back"
+    t5x_writer.write(directory, t5x_writer.tensors_of(*network))
+    args = ("convert", "--source=t5x", "--model=t5", f"--path={directory}")
+    code, out, err = launch(*args, f"--workdir={tmp_path / 'w'}")
+    assert code == cli.DONE, err
+    assert f"{len(load_file(theirs / WEIGHTS))} tensors" in out
+    code, _, err = launch("convert", "--to=hf", f"--workdir={tmp_path / 'w'}", f"--path={back}")
+    assert code == cli.DONE, err
+    assert (back / WEIGHTS).read_bytes() == (theirs / WEIGHTS).read_bytes()
+    assert (back / "config.json").read_text() == (theirs / "config.json").read_text()
+    name = "target/decoder/layers_0/encoder_decoder_attention/out/kernel"
+    (directory / name.replace("/", ".") / "0.0").unlink()
+    code, _, err = launch(*args, f"--workdir={tmp_path / 'other'}")
+    assert code == cli.BAD_INPUT
+    assert f"error: --path: {name} cannot be read: NOT_FOUND" in err.splitlines()[-1]
+    assert not (tmp_path / "other" / "config.json").exists()
