@@ -181,7 +181,7 @@ def test_one_file_is_cut_into_splits_that_do_not_overlap(tmp_path):
         (lambda path: TextFiles(str(path)).documents("dev"), 'unknown split "dev"'),
         (lambda path: TextFiles(str(path / "bad.txt")).documents("train"), r"bad.txt is no UTF-8 text \(byte 2\)"),
         (lambda path: source(corpus=TextFiles(str(path / "few.txt"))).load("train"), "fewer tokens than the 34 of a"),
-        (lambda path: SentencePiece(str(path / "spiece.model")), "path: there is no file"),
+        (lambda path: SentencePiece(str(path / "spiece.model")).encode("a"), "path: there is no file"),
     ],
 )
 def test_text_that_cannot_be_read_is_named(tmp_path, make, message):
