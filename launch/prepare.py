@@ -23,6 +23,7 @@ _PATH = flags.DEFINE_string("path", None, "its file or directory; nothing is dow
 _FIELD = flags.DEFINE_string("field", None, 'name of the field that has the text, by default "text"')
 _OUT = flags.DEFINE_string("out", None, "the directory to make", required=True)
 _VOCABULARY = flags.DEFINE_string("vocabulary", None, "a SentencePiece model; without it tokens are bytes")
+_CLASSES = flags.DEFINE_integer("classes", 32_128, "rows of the embedding of a SentencePiece model's tokens")
 _ROW = flags.DEFINE_integer("row", 568, "tokens of a row; 568 make T5's 512 inputs and 114 targets")
 _WORKERS = flags.DEFINE_integer("workers", 1, "processes; each reads a file, or small files together", lower_bound=1)
 
@@ -33,7 +34,7 @@ def prepare() -> int:
     corpus = {"name": _CORPUS.value, "path": _PATH.value, "field": _FIELD.value}
     section = {"corpus": {key: value for key, value in corpus.items() if value is not None}, "row": _ROW.value}
     if _VOCABULARY.value:
-        section["vocabulary"] = {"name": "sentencepiece", "path": _VOCABULARY.value}
+        section["vocabulary"] = {"name": "sentencepiece", "path": _VOCABULARY.value, "classes": _CLASSES.value}
     preparation = config_lib.build(prepare_lib.Preparation, section, "prepare")
     contents = prepare_lib.prepare(preparation, _OUT.value, _WORKERS.value, Progress())
     for split, counts in contents.splits.items():

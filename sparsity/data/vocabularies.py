@@ -118,11 +118,15 @@ class SentencePiece:
 
     @functools.cached_property
     def _model(self):
+        model = self._read()
         try:
             from sentencepiece import SentencePieceProcessor
         except ImportError as error:
             raise ConfigError("data.vocabulary: SentencePiece models need pip install -e '.[tokenizers]'") from error
-        return SentencePieceProcessor(model_proto=self._read())
+        try:
+            return SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            raise ConfigError(f"data.vocabulary.path: {self.path} is no SentencePiece model") from error
 
     @property
     def _file(self) -> Path:

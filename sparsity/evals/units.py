@@ -20,7 +20,7 @@ def units(subject: Subject) -> Result:
     is the part that its source gives.
     """
     stats, config, rows = subject.trained.stats, subject.config, len(subject.load("train"))
-    whole = lambda s: "one epoch" if s.examples == rows else f"{int(s.examples)} of the {rows} examples"
+    whole = lambda s: f"{int(s.examples)} of the {rows} examples" if s.examples < rows else "one epoch"
     places = {
         layer: f"the {int(s.tokens)} tokens of {whole(s)} of the training split, noise on" for layer, s in stats.items()
     }
