@@ -11,6 +11,7 @@ documents in random order; here they stand in the order of the corpus, and it is
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import fcntl
 import hashlib
@@ -18,6 +19,7 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -96,11 +98,12 @@ def prepare(preparation: Preparation, out: str | Path, workers: int = 1, progres
         progress.start(out.name, len(done), len(jobs), "shard")
         try:
             left = [job for job in jobs if job.key not in done]
-            for job, counts in _each(left, preparation, partial, workers):
-                done[job.key] = counts
-                _append(journal, {"key": job.key} | dataclasses.asdict(counts))
-                progress.show(tokens=f"{sum(counts.tokens for counts in done.values()):,}")
-                progress.update(len(done))
+            with contextlib.closing(_each(left, preparation, partial, workers)) as results:
+                for job, counts in results:
+                    done[job.key] = counts
+                    _append(journal, {"key": job.key} | dataclasses.asdict(counts))
+                    progress.show(tokens=f"{sum(counts.tokens for counts in done.values()):,}")
+                    progress.update(len(done))
         finally:
             progress.stop()
         contents = _contents(preparation, {split: [done[key] for key in of] for split, of in keys.items()})
@@ -166,17 +169,30 @@ def _each(jobs: list[Job], preparation: Preparation, folder: Path, workers: int)
     if workers == 1:
         yield from ((job, write_shard(job, *of)) for job in jobs)
         return
-    # A fork would copy the threads of JAX; an interrupt is to end the workers without a word of theirs.
-    pool = concurrent.futures.ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_DFL)
-    )
-    with pool:
+    others = multiprocessing.active_children()
+    # A fork would copy the threads of JAX.
+    with concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin_worker) as pool:
         futures = {pool.submit(write_shard, job, *of): job for job in jobs}
         try:
             for future in concurrent.futures.as_completed(futures):
                 yield futures[future], future.result()
-        finally:
+        except BaseException:  # an interrupt too: a shard takes minutes, and is not waited for
             pool.shutdown(wait=False, cancel_futures=True)
+            for worker in multiprocessing.active_children():
+                if worker not in others:
+                    worker.terminate()
+            raise
+
+
+def _begin_worker() -> None:
+    """Makes this worker end with the process that started it, and at an interrupt, without a word."""
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def write_shard(job: Job, vocabulary: Vocabulary, row: int, folder: Path) -> Counts:

@@ -5,16 +5,17 @@ import gzip
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from sparsity.config import ConfigError, build
 from sparsity.convert import prepare as prepare_lib
-from sparsity.convert.prepare import JOURNAL, Preparation
+from sparsity.convert.prepare import JOURNAL, Job, Preparation, write_shard
 from sparsity.data import corpora
-from sparsity.data.corpora import SPLITS, JSONLines, PythonDocs
-from sparsity.data.prepared import CONTENTS, PreparedText, read_contents
+from sparsity.data.corpora import SPLITS, JSONLines, PythonDocs, Shard
+from sparsity.data.prepared import CONTENTS, Counts, PreparedText, StoredRows, read_contents
 from sparsity.data.span_corruption import SpanCorruption
 from sparsity.data.vocabularies import Bytes
 from sparsity.writer import Progress
@@ -171,6 +172,7 @@ def test_a_directory_of_another_preparation_is_left_alone(c4, tmp_path, written)
     written["stop"] = 1
     with pytest.raises(KeyboardInterrupt):
         prepare(c4[0], tmp_path / "out")
+    written["stop"] = None
     before = contents_of(tmp_path / "out.partial")
     with pytest.raises(ConfigError, match=r"out.partial: belongs to another preparation \(other row\); delete it"):
         prepare(c4[0], tmp_path / "out", row=ROW + 1)
@@ -204,6 +206,16 @@ def test_progress_counts_shards(c4, tmp_path):
     lines = stream.getvalue().splitlines()
     assert [line.split("  ")[1] for line in lines] == [f"shard {i}/6" for i in range(1, 7)]
     assert all("shards/s  ETA" in line and "tokens " in line for line in lines)
+
+
+@pytest.mark.parametrize(("classes", "size"), [(1 << 16, 2), ((1 << 16) + 1, 4)])
+def test_the_last_token_of_a_vocabulary_is_stored_as_it_is(tmp_path, classes, size):
+    last = np.full(ROW, classes - 1, np.int32)
+    vocabulary = SimpleNamespace(classes=classes, encode=lambda text: last)
+    job = Job("train", 0, 1, Shard("one document", lambda: iter(["a"])))
+    assert write_shard(job, vocabulary, ROW, tmp_path) == Counts(1, ROW, (1,))
+    file = tmp_path / "train-00000-of-00001.array_record"
+    np.testing.assert_array_equal(StoredRows({file: 1}, f"<u{size}")[0][0], last)
 
 
 def test_a_row_of_one_token_is_refused():

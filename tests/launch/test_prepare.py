@@ -88,17 +88,19 @@ def test_a_mistake_is_one_line(args, message, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_stopped_preparation_says_how_to_go_on(c4, tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stopped_preparation_says_how_to_go_on(c4, tmp_path, workers):
     shutil.copytree(c4 / "c4", tmp_path / "c4")
     pipe = tmp_path / "c4" / "c4-train.00001-of-00002.json"
     os.mkfifo(pipe)
     command = ("--corpus=json", f"--path={tmp_path / 'c4'}", f"--out={tmp_path / 'out'}", "--row=34")
+    command += (f"--workers={workers}",)
     writer = os.open(pipe, os.O_RDWR)  # a file whose end never comes
     process = subprocess.Popen(
         [sys.executable, "-m", "launch.prepare", *command], cwd=ROOT, text=True, stderr=subprocess.PIPE
     )
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("out.partial/*.tmp")) and process.poll() is None and time.monotonic() < deadline:
+    while not list(tmp_path.glob("out.partial/train*.tmp")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     process.terminate()
     _, err = process.communicate(timeout=120)
