@@ -1,8 +1,8 @@
 """Text that `launch.prepare` has prepared: rows of tokens in ArrayRecord files, read one by one as they are asked for.
 
 A directory of it holds `prepared.json`, which says what is in it, and the files of each split. A record is a row, as
-many tokens as every other, little-endian unsigned integers. Rows lie in memory only while they are in use; the places of
-a file's rows stay there once it has been read from, 14 to 20 bytes a row (array_record 0.8.6).
+many tokens as every other, little-endian unsigned integers. Rows lie in memory only while they are in use; the places
+of a file's rows stay there once it has been read from, 14 to 20 bytes a row (array_record 0.8.6).
 """
 
 from __future__ import annotations
