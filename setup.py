@@ -22,6 +22,7 @@ setup(
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8,<0.13",
         "pillow>=10",
+        "pyarrow>=15",
         "scikit-learn>=1.5",
         "scipy>=1.14",
         "tensorflow-datasets>=4.9.10",

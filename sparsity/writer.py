@@ -82,13 +82,15 @@ class Progress:
         self._stream, self._seconds = stream or sys.stderr, seconds
         self._bar: tqdm | None = None
 
-    def start(self, name: str, step: int, steps: int) -> None:
-        """Begins run `name` at `step` of `steps`."""
-        self._name, self._first, self._steps = name, step, steps
+    def start(self, name: str, step: int, steps: int, unit: str = "step") -> None:
+        """Begins run `name` at `step` of `steps`; other work is counted in other units."""
+        self._name, self._first, self._steps, self._unit = name, step, steps, unit
         self._shown: dict[str, str] = {}
         self._began = self._printed = time.monotonic()
         if self._stream.isatty():
-            self._bar = tqdm(initial=step, total=steps, desc=name, unit=" steps", file=self._stream, dynamic_ncols=True)
+            self._bar = tqdm(
+                initial=step, total=steps, desc=name, unit=f" {unit}s", file=self._stream, dynamic_ncols=True
+            )
 
     def show(self, **values: str) -> None:
         """Sets figures to display beside the step, formatted."""
@@ -107,7 +109,8 @@ class Progress:
         rate = (done - self._first) / max(now - self._began, 1e-9)
         figures = "".join(f"  {k.replace('_', ' ')} {v}" for k, v in self._shown.items())
         left = (self._steps - done) / rate if rate else float("inf")
-        line = f"{self._name}  step {done}/{self._steps}{figures}  {rate:.1f} steps/s  ETA {left:.0f} s"
+        speed = f"{rate:.1f} {self._unit}s/s  ETA {left:.0f} s"
+        line = f"{self._name}  {self._unit} {done}/{self._steps}{figures}  {speed}"
         print(line, file=self._stream, flush=True)
 
     def say(self, message: str) -> None:

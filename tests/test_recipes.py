@@ -79,6 +79,23 @@ def test_with_top_k_of_more_units_than_there_are_is_refused_when_built():
         run_config(recipes.with_top_k(config, k))
 
 
+def test_t5_on_c4_is_described_and_smoked_without_its_files():
+    """T5X's base_c4_pretrain: 100,000 steps of 256 x (512 inputs, 114 targets), rsqrt from 0.01."""
+    config = run_config(recipes.t5_c4())
+    assert (config.name, config.steps, config.batch, config.z_loss) == ("t5_base_c4", 100_000, 256, 1e-4)
+    assert config.input_shape == (512, 114, 512, 114)
+    assert (config.data.text_length, config.data.classes) == (568, 32_128)
+    assert (config.model.dropout, config.model.mlp.dropout, config.model.tied) == (0.1, 0.1, True)
+    _, rate = config.optimizer.build(config.steps)
+    assert [float(rate(t)) for t in (0, 10_000, 40_000)] == pytest.approx([0.01, 0.01, 0.005])
+    assert build(RunConfig, to_dict(config)) == config
+    small = smoke(dataclasses.replace(config, mesh=MeshConfig(1, 1)))
+    assert small.data == config.data.mock()
+    assert len(small.data.load("train")) == 16
+    for size in ("small", "large"):
+        assert run_config(recipes.t5_c4(size)).model.d_model == recipes.T5_SIZES[size][0]
+
+
 PLAIN = recipes.with_noise(recipes.autoencoder_photos(), 0.0)
 VARIANTS = {  # what a recipe makes of PLAIN: the end of the name, and the keys that change beside it
     "noise_then_none": (recipes.noise_then_none(recipes.autoencoder_photos(), 0.8), None, {"noise"}),

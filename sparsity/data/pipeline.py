@@ -3,7 +3,8 @@
 Training: examples are shuffled anew each epoch by (seed, epoch) and dealt to steps in order,
 so batch `s` needs nothing but `s`: resuming needs only the step, and the order does not depend
 on how many processes read. The order is numpy's: a cached permutation an epoch, where grain's own
-shuffle takes up to milliseconds an example of a small split. grain reads ahead, in threads.
+shuffle takes up to milliseconds an example of a small split. Of splits too large for that the order
+is grain's, which takes microseconds then, and no memory. grain reads ahead, in threads.
 Evaluation: in index order, the last batch padded and masked.
 """
 
@@ -17,8 +18,12 @@ from typing import Protocol
 import grain
 import jax
 import numpy as np
+from grain.experimental import index_shuffle
 
 Batch = dict[str, np.ndarray]
+
+_PERMUTED = 1 << 25  # examples of a split whose order is held in memory, at most: 256 MiB an epoch
+_ROUNDS = 4  # of grain's shuffle: its own number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,7 +209,12 @@ def shuffled(n: int, seed: int, positions: np.ndarray) -> np.ndarray:
     chosen = np.empty(len(positions), np.int64)
     for epoch in np.unique(epochs):
         here = epochs == epoch
-        chosen[here] = _order(n, seed, int(epoch))[positions[here] % n]
+        if n <= _PERMUTED:
+            chosen[here] = _order(n, seed, int(epoch))[positions[here] % n]
+        else:
+            key = int(np.random.SeedSequence((seed, int(epoch))).generate_state(1)[0])
+            order = functools.partial(index_shuffle, max_index=n - 1, seed=key, rounds=_ROUNDS)
+            chosen[here] = [order(int(i)) for i in positions[here] % n]
     return chosen
 
 

@@ -166,25 +166,20 @@ class Spans:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SpanCorruption(Spans):
-    """Texts of a corpus, corrupted anew whenever they are trained on; those of other splits always in the same way.
+class CorruptedText(Spans):
+    """Base of the sources of texts that are corrupted anew whenever they are trained on, and else always alike.
+
+    A subclass has `load`, to `Rows`.
 
     Attributes:
-      corpus: where the text comes from, by name.
       vocabulary: text to tokens, by name.
       length: inputs of a row.
       corruption: how much is taken out.
-      stride: training texts start at every `stride`-th token; None: they do not overlap.
-      packed: documents stay apart, cut into texts that fit, as many in a row as fit; else all documents are one text,
-        cut into texts that fill a row, as T5 does it.
     """
 
-    corpus: Any = one_of(CORPORA, PythonDocs())
     vocabulary: Any = one_of(VOCABULARIES, Bytes())
     length: int = 512
     corruption: Corruption = Corruption()
-    stride: int | None = None
-    packed: bool = False
 
     augments: ClassVar[bool] = True
 
@@ -193,43 +188,11 @@ class SpanCorruption(Spans):
             raise ValueError(
                 f"length: {self.length} inputs have more spans than the {self.vocabulary.sentinels} sentinels there are"
             )
-        if self.stride is not None and (self.stride < 1 or self.packed):
-            raise ValueError("stride: must be at least 1, and None if documents are packed")
 
     @property
     def classes(self) -> int:
         """Rows of the vocabulary's embedding."""
         return self.vocabulary.classes
-
-    def load(self, split: str) -> Rows:
-        """The rows of the named split. Raises ConfigError if there is none, or too little text for a row."""
-        documents = [self.vocabulary.encode(text) for text in self.corpus.documents(split)]
-        if self.packed:
-            texts = self._pack(documents)
-        else:
-            text = np.concatenate(documents)
-            stride = self.stride if split == "train" and self.stride else self.text_length
-            starts = range(0, len(text) - self.text_length + 1, stride)
-            texts = [(text[start : start + self.text_length],) for start in starts]
-        if not texts:
-            raise ConfigError(f"data: the {split} split has fewer tokens than the {self.text_length} of a text")
-        return Rows(self, texts, SPLITS.index(split), anew=split == "train")
-
-    def _pack(self, documents: Sequence[np.ndarray]) -> list[tuple[np.ndarray, ...]]:
-        """Rows of texts, in order: one goes into the last row if it still fits. Texts of one token are left out."""
-        size, rows, left = self.text_length, [], (0, 0)
-        for document in documents:
-            for text in (document[start : start + size] for start in range(0, len(document), size)):
-                if len(text) < 2:
-                    continue
-                inputs, targets = self.corruption.lengths(len(text))
-                if rows and inputs <= left[0] and targets <= left[1]:
-                    rows[-1].append(text)
-                else:
-                    rows.append([text])
-                    left = (self.length, self.target_length)
-                left = (left[0] - inputs, left[1] - targets)
-        return [tuple(row) for row in rows]
 
     def augment(self, example: Batch, rng: np.random.Generator) -> Batch:
         """The row of texts, corrupted."""
@@ -253,6 +216,57 @@ class SpanCorruption(Spans):
         return MockSpans(length=self.length, corruption=self.corruption, classes=self.classes)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpanCorruption(CorruptedText):
+    """Texts of a corpus that fits into memory.
+
+    Attributes:
+      corpus: where the text comes from, by name.
+      stride: training texts start at every `stride`-th token; None: they do not overlap.
+      packed: documents stay apart, cut into texts that fit, as many in a row as fit; else all documents are one text,
+        cut into texts that fill a row, as T5 does it.
+    """
+
+    corpus: Any = one_of(CORPORA, PythonDocs())
+    stride: int | None = None
+    packed: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.stride is not None and (self.stride < 1 or self.packed):
+            raise ValueError("stride: must be at least 1, and None if documents are packed")
+
+    def load(self, split: str) -> Rows:
+        """The rows of the named split. Raises ConfigError if there is none, or too little text for a row."""
+        documents = [self.vocabulary.encode(text) for text in self.corpus.documents(split)]
+        if self.packed:
+            texts = self._pack(documents)
+        else:
+            text = np.concatenate([np.empty(0, np.int32), *documents])
+            stride = self.stride if split == "train" and self.stride else self.text_length
+            starts = range(0, len(text) - self.text_length + 1, stride)
+            texts = [(text[start : start + self.text_length],) for start in starts]
+        if not texts:
+            raise ConfigError(f"data: the {split} split has fewer tokens than the {self.text_length} of a text")
+        return Rows(self, texts, SPLITS.index(split), anew=split == "train")
+
+    def _pack(self, documents: Sequence[np.ndarray]) -> list[tuple[np.ndarray, ...]]:
+        """Rows of texts, in order: one goes into the last row if it still fits. Texts of one token are left out."""
+        size, rows, left = self.text_length, [], (0, 0)
+        for document in documents:
+            for text in (document[start : start + size] for start in range(0, len(document), size)):
+                if len(text) < 2:
+                    continue
+                inputs, targets = self.corruption.lengths(len(text))
+                if rows and inputs <= left[0] and targets <= left[1]:
+                    rows[-1].append(text)
+                else:
+                    rows.append([text])
+                    left = (self.length, self.target_length)
+                left = (left[0] - inputs, left[1] - targets)
+        return [tuple(row) for row in rows]
+
+
 @dataclasses.dataclass(frozen=True)
 class Rows:
     """Rows of texts of one split. One by one they are corrupted already, unless `anew`; all together they always are.
@@ -262,29 +276,32 @@ class Rows:
       texts: of each row the tokens of its texts.
       seed: of their corruption.
       anew: a row is left as it is, for `source.augment` to corrupt whenever it is read.
+      most: rows that `arrays` takes at most, from all parts of the split alike; None: all.
     """
 
-    source: SpanCorruption
+    source: CorruptedText
     texts: Sequence[tuple[np.ndarray, ...]]
     seed: int
     anew: bool = False
+    most: int | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def __repr__(self) -> str:
-        return f"Rows({len(self)}, {sum(len(text) for row in self.texts for text in row)}, {self.seed})"
+        return f"Rows({len(self)}, {self.seed})"
 
     def __getitem__(self, i) -> Batch:
         return self._whole(i) if self.anew else self._corrupted(i)
 
     def arrays(self) -> Batch:
-        """All rows corrupted, always alike, stacked."""
+        """All rows, or `most` of them, corrupted, always alike, stacked."""
         return self._all
 
     @functools.cached_property
     def _all(self) -> Batch:
-        rows = [self._corrupted(i) for i in range(len(self))]
+        taken = min(len(self), self.most or len(self))
+        rows = [self._corrupted(i * len(self) // taken) for i in range(taken)]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def _whole(self, i) -> Batch:

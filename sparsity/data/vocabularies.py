@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -21,11 +22,13 @@ class Vocabulary(Protocol):
       classes: rows of the embedding; tokens are in 0..classes - 1.
       sentinel: the first token that stands for a span; the i-th is `sentinel - i`.
       sentinels: how many there are.
+      identity: what decides the tokens of a text, on one line.
     """
 
     classes: int
     sentinel: int
     sentinels: int
+    identity: str
 
     def encode(self, text: str) -> np.ndarray:
         """The tokens of `text` [n], int32, without an end."""
@@ -47,6 +50,7 @@ class Bytes:
 
     classes: ClassVar[int] = 384
     offset: ClassVar[int] = 3
+    identity: ClassVar[str] = "bytes"
 
     @property
     def sentinel(self) -> int:
@@ -84,10 +88,14 @@ class SentencePiece:
     classes: int = 32_128
 
     def __post_init__(self):
-        if not Path(self.path).expanduser().is_file():
-            raise ValueError(f"path: there is no file {self.path}; nothing is downloaded")
-        if self.sentinel >= self.classes:
+        # Without its file a run can still be described, and smoked.
+        if self._file.is_file() and self.sentinel >= self.classes:
             raise ValueError(f"classes: {self.classes} are too few for {self.sentinel + 1} pieces and sentinels")
+
+    @property
+    def identity(self) -> str:
+        """The SHA-256 of its file. Raises ConfigError if there is none."""
+        return f"sentencepiece {hashlib.sha256(self._read()).hexdigest()}"
 
     @property
     def sentinels(self) -> int:
@@ -110,11 +118,24 @@ class SentencePiece:
 
     @functools.cached_property
     def _model(self):
+        model = self._read()
         try:
             from sentencepiece import SentencePieceProcessor
         except ImportError as error:
             raise ConfigError("data.vocabulary: SentencePiece models need pip install -e '.[tokenizers]'") from error
-        return SentencePieceProcessor(model_file=str(Path(self.path).expanduser()))
+        try:
+            return SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            raise ConfigError(f"data.vocabulary.path: {self.path} is no SentencePiece model") from error
+
+    @property
+    def _file(self) -> Path:
+        return Path(self.path).expanduser()
+
+    def _read(self) -> bytes:
+        if not self._file.is_file():
+            raise ConfigError(f"data.vocabulary.path: there is no file {self.path}; nothing is downloaded")
+        return self._file.read_bytes()
 
 
 VOCABULARIES = {"bytes": Bytes, "sentencepiece": SentencePiece}

@@ -16,11 +16,13 @@ def units(subject: Subject) -> Result:
     """Of the units over one epoch of the training split under training's noise, where Bricken et al. count the dead.
 
     Three definitions of a dead unit, the density with and without them, the entropy of activity, the spread of the
-    number of active units over examples, and the moments of pre-activations.
+    number of active units over examples, and the moments of pre-activations. Of a split too large to be read whole it
+    is the part that its source gives.
     """
-    stats, config = subject.trained.stats, subject.config
+    stats, config, rows = subject.trained.stats, subject.config, len(subject.load("train"))
+    whole = lambda s: f"{int(s.examples)} of the {rows} examples" if s.examples < rows else "one epoch"
     places = {
-        layer: f"the {int(s.tokens)} tokens of one epoch of the training split, noise on" for layer, s in stats.items()
+        layer: f"the {int(s.tokens)} tokens of {whole(s)} of the training split, noise on" for layer, s in stats.items()
     }
     definitions = {
         "never": ("are nonzero on none of", lambda s: s.fired_F == 0),

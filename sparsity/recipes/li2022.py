@@ -129,6 +129,48 @@ def t5_text(steps: int = 2000) -> ConfigDict:
     )
 
 
+def t5_c4(size: str = "base", path: str = "c4-prepared", vocabulary: str = "spiece.model") -> ConfigDict:
+    """T5 v1.0 trained on C4 as Li et al. 2022 train it: T5X's `base_c4_pretrain` with dropout 0.1, as T5 had it.
+
+    Args:
+      size: of `T5_SIZES`.
+      path: C4, as `launch.prepare` prepares it with that vocabulary.
+      vocabulary: the file of T5's SentencePiece model.
+    """
+    model = t5_model(size)
+    model.dtype = "bfloat16"
+    return ConfigDict(
+        {
+            "name": f"t5_{size}_c4",
+            "seed": 0,
+            "steps": 100_000,
+            "batch": 256,
+            "z_loss": 1e-4,
+            "model": model,
+            "data": {
+                "name": "prepared_text",
+                "path": path,
+                "vocabulary": {"name": "sentencepiece", "path": vocabulary},
+                "length": 512,
+            },
+            "optimizer": {
+                "learning_rate": 0.01,
+                "rule": {"name": "adafactor"},
+                "schedule": {"name": "inverse_square_root", "warmup": 10_000},
+                "grad_clip": None,
+            },
+            "mesh": {"data": -1, "model": 1},
+            "every": {"record": 500, "eval": 2000, "checkpoint": 1000, "speed": 100},
+            # C4 has no test split.
+            "evals": {
+                "names": ("language", "sparsity", "neurons", "units", "cost"),
+                "split": "validation",
+                "batch": 256,
+            },
+        }
+    )
+
+
 def t5_checkpoint(model: Mapping[str, Any], classes: int, vocabulary: str | None, text: str | None) -> ConfigDict:
     """A run of a T5 that others have trained: to evaluate it, or to go on as T5s are fine-tuned, Adafactor at 1e-3.
 

@@ -5,8 +5,9 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+from sparsity.data import pipeline
 from sparsity.data.digits import Digits
-from sparsity.data.pipeline import ImageSource, Split, eval_batches, train_batches
+from sparsity.data.pipeline import ImageSource, Split, eval_batches, shuffled, train_batches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +80,25 @@ def test_every_epoch_covers_each_example_once_in_a_new_order(batch):
         np.testing.assert_array_equal(np.sort(epoch), np.arange(13))
     assert len({tuple(epoch) for epoch in labels}) == 4
     assert tuple(range(13)) not in {tuple(epoch) for epoch in labels}
+
+
+def test_the_order_of_a_large_split_is_as_random_and_is_not_held_in_memory(monkeypatch):
+    in_memory = shuffled(1000, 0, np.arange(3000))
+    monkeypatch.setattr(pipeline, "_PERMUTED", 999)
+    order = shuffled(1000, 0, np.arange(3000))
+    for epoch in order.reshape(3, 1000):
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(1000))
+        # Neighbours are 333 apart on average, with a standard error of 7.
+        assert 290 < np.abs(np.diff(epoch)).mean() < 380
+    for other in (order[:1000], in_memory[1000:2000], shuffled(1000, 1, np.arange(1000, 2000))):
+        assert (order[1000:2000] == other).mean() < 0.02
+    np.testing.assert_array_equal(shuffled(1000, 0, np.arange(990, 1010)), order[990:1010])
+    monkeypatch.undo()
+    monkeypatch.setattr(pipeline, "_order", None)
+    found = shuffled(300_000_000, 0, np.arange(299_999_990, 300_000_500))
+    assert len(set(found[10:])) == 500
+    assert 0 <= found.min() < found.max() < 300_000_000
+    assert found.dtype == np.int64
 
 
 def test_batches_are_always_full():

@@ -1,4 +1,6 @@
 import itertools
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -181,7 +183,7 @@ def test_one_file_is_cut_into_splits_that_do_not_overlap(tmp_path):
         (lambda path: TextFiles(str(path)).documents("dev"), 'unknown split "dev"'),
         (lambda path: TextFiles(str(path / "bad.txt")).documents("train"), r"bad.txt is no UTF-8 text \(byte 2\)"),
         (lambda path: source(corpus=TextFiles(str(path / "few.txt"))).load("train"), "fewer tokens than the 34 of a"),
-        (lambda path: SentencePiece(str(path / "spiece.model")), "path: there is no file"),
+        (lambda path: SentencePiece(str(path / "spiece.model")).encode("a"), "path: there is no file"),
     ],
 )
 def test_text_that_cannot_be_read_is_named(tmp_path, make, message):
@@ -189,6 +191,18 @@ def test_text_that_cannot_be_read_is_named(tmp_path, make, message):
     (tmp_path / "few.txt").write_text("too few")
     with pytest.raises((ConfigError, ValueError), match=message):
         make(tmp_path)
+
+
+def test_a_file_that_is_no_sentencepiece_model_is_named(tmp_path, monkeypatch):
+    def processor(model_proto):
+        raise RuntimeError(f"INTERNAL: {model_proto}")
+
+    monkeypatch.setitem(sys.modules, "sentencepiece", SimpleNamespace(SentencePieceProcessor=processor))
+    (tmp_path / "spiece.model").write_bytes(b"is none")
+    with pytest.raises(
+        ConfigError, match=rf"^data.vocabulary.path: {tmp_path}/spiece.model is no SentencePiece model$"
+    ):
+        SentencePiece(str(tmp_path / "spiece.model"))
 
 
 @pytest.mark.parametrize("changes", [{"length": 2}, {"length": 4000}, {"stride": 0}, {"stride": 3, "packed": True}])

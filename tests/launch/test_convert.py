@@ -112,6 +112,14 @@ def test_a_workdir_that_holds_a_run_is_left_alone(converted, theirs):
     assert (workdir / "config.json").read_bytes() == before
 
 
+def test_a_vocabulary_that_is_not_there_is_named_before_anything_is_written(theirs, tmp_path):
+    vocabulary = "--vocabulary=no-such.model"
+    code, _, err = launch("convert", "--source=hf", f"--path={theirs}", f"--workdir={tmp_path / 'w'}", vocabulary)
+    missing = "error: data.vocabulary.path: there is no file no-such.model; nothing is downloaded"
+    assert (code, err.strip()) == (cli.BAD_INPUT, missing)
+    assert not (tmp_path / "w").exists()
+
+
 def test_t5x_goes_to_the_same_bytes_of_hugging_face_and_what_it_lacks_is_named(network, theirs, tmp_path):
     directory, back = tmp_path / "checkpoint_1000", tmp_path / "back"
     t5x_writer.write(directory, t5x_writer.tensors_of(*network))
