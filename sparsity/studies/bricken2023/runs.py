@@ -198,7 +198,9 @@ def sigma_axis(axis: Any, data: str = "pixels") -> None:
     axis.set_xscale("symlog", linthresh=0.05)
     axis.set_xlabel(f"sigma (on data of std {std:g})")
     axis.set_xticks([0, 0.05, 0.3, 1.5, 10], labels=["0", ".05", ".3", "1.5", "10"])
-    above = axis.secondary_xaxis("top", functions=(lambda s: s / std, lambda r: r * std))
+    # matplotlib's second axis is not compressed as the first one is, only mapped by the function that leads back to it.
+    compressed = axis.xaxis.get_transform().transform
+    above = axis.secondary_xaxis("top", functions=(lambda s: s / std, lambda r: compressed(np.asarray(r) * std)))
     above.set_xlabel("sigma / std(data)")
     above.set_xticks([0, 0.2, 1.2, 6, 40], labels=["0", ".2", "1.2", "6", "40"])
 

@@ -70,7 +70,7 @@ def shares_by_length(runs: Runs) -> Drawing:
             axis.plot([], [], "o", color=f"C{i}", label=kind)
         axis.set(xlabel="steps of training", title="null: random phases" if not suffix else "null: shuffled pixels")
     axes[0].set_ylabel("share of units")
-    axes[0].legend()
+    draw.legend_beside(axes[0])
     return draw.done(figure)
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from launch.cli import load_study_config
 from sparsity.config import config_hash
+from sparsity.studies import draw
 from sparsity.studies.bricken2023 import runs
 from sparsity.studies.runner import expand
 
@@ -51,3 +52,14 @@ def test_runs_of_noise_alone_are_shared(study, scale):
     alone = [c for c in own if runs.variant_sigma_seed(c.name)[0] == "ae"]
     assert alone
     assert {config_hash(c) for c in alone} == {config_hash(c) for c in own} & {config_hash(c) for c in others}
+
+
+def test_the_ratio_to_the_data_s_deviation_stands_above_its_sigma():
+    figure, (axis,) = draw.panels(1, 1)
+    axis.plot([0, 10], [1, 2])
+    runs.sigma_axis(axis)
+    figure.canvas.draw()
+    above = axis.child_axes[0]
+    at = lambda axis, x: axis.transData.transform((x, 0))[0]
+    for sigma in (0, 0.05, 0.3, 1.5, 10):
+        assert at(above, sigma / 0.25) == pytest.approx(at(axis, sigma), abs=0.5)  # of a pixel
