@@ -5,8 +5,8 @@ the fields), B4 (one bias for all units does as well as one each), B8 (smaller w
 Command: python -m launch.reproduce --study=bricken2023/controls --workdir=runs/bricken2023
 One run: python -m launch.train --config=configs/bricken2023/controls.py:jacobian0.8 --workdir=runs/one
 (`shared_bias`, `scale0.1`; `paper/jacobian0.8` is the run at the paper's scale.)
-Hardware: 2 CPU cores, 36 runs, 12 of them (noise alone) also of the study `ablations`, some 12 minutes; at the paper's
-scale 36 runs of 147,000 steps on a GPU or TPU.
+Hardware: 2 CPU cores, 36 runs, 12 of them (noise alone) also of the study `ablations`, 22 minutes beside other work;
+at the paper's scale 36 runs of 147,000 steps on a GPU or TPU.
 Expected: paper, in words: the penalty fails to produce sparsity or fields (Sec. 1), a shared bias gives near identical
 performance and sparsity (Sec. 3), smaller initial weights sparsify faster at sigma 3 (Fig. 9).
 assumed: the penalty's sigmas are .1, .3 and .8; its outputs' mean, as the loss takes it; the shared bias is tried at

@@ -4,7 +4,7 @@ Claim: B12 (the share of pre-activations with |phi'| < .01 rises with sigma for 
 Command: python -m launch.reproduce --study=bricken2023/flat_regions --workdir=runs/bricken2023
 One run: python -m launch.train --config=configs/bricken2023/flat_regions.py:sat/0.8 --workdir=runs/one
 (`paper/sat/0.8` is the run at the paper's scale.)
-Hardware: 2 CPU cores, 48 runs, 12 of them (ReLU) of the study `ablations`, some 20 minutes; at the paper's
+Hardware: 2 CPU cores, 48 runs, 12 of them (ReLU) of the study `ablations`, 12 minutes; at the paper's
 scale 48 runs of 147,000 steps on a GPU or TPU.
 Expected: paper: histograms of pre-activations, which move into the flat regions as sigma grows; no number.
 assumed: sigma in {0, .3, .8, 3}, 3 seeds; "near-zero gradient" is |phi'| < .01.

@@ -6,7 +6,7 @@ of noise alone?
 Command: python -m launch.reproduce --study=bricken2023/front --workdir=runs/bricken2023
 One run: python -m launch.train --config=configs/bricken2023/front.py:top_k/0.03 --workdir=runs/one
 (`noise/SIGMA`, `top_k/SHARE`, `l1/WEIGHT`, `clipped/CLIP`; `paper/top_k/0.03` is at the paper's scale.)
-Hardware: 2 CPU cores, about 10 minutes (28 runs) beside the study `pareto`, with which it shares the 3
+Hardware: 2 CPU cores, 8 minutes (28 runs) beside the study `pareto`, with which it shares the 3
 runs without noise and 5 with noise alone; at the paper's scale 36 runs of 98,000 steps on a GPU or TPU.
 Expected: no number: the paper did not try it. Noise alone is the line to beat.
 assumed: between its settings the front is straight in the logarithms; were it bent, a gain would be off by the sagitta.

@@ -7,7 +7,7 @@ Command: python -m launch.reproduce --study=bricken2023/gentle_annealing --workd
 One run: python -m launch.train --config=configs/bricken2023/gentle_annealing.py:geometric/3 --workdir=runs/one
 (`linear/SIGMA`, `longer/SIGMA`, `later/SIGMA`, `geometric/SIGMA`, `kept/SIGMA`, `constant/SIGMA`; `paper/geometric/3`
 is the run at the paper's scale.)
-Hardware: 2 CPU cores, about 12 minutes (24 runs) beside the studies `annealing` and `ablations`, whose 6 linear and 6
+Hardware: 2 CPU cores, 10 minutes (24 runs) beside the studies `annealing` and `ablations`, whose 6 linear and 6
 constant runs it shares; at the paper's scale 36 runs of 78,400 or 117,600 steps on a GPU or TPU, the 6 linear ones
 shared.
 Expected: no number: the paper did not try it. Linear annealing is the schedule to beat.

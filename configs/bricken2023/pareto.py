@@ -6,7 +6,7 @@ sparsifies; Top-k without it a few greedy units of large norm, and units that me
 Command: python -m launch.reproduce --study=bricken2023/pareto --workdir=runs/bricken2023
 One run: python -m launch.train --config=configs/bricken2023/pareto.py:l1_unit_norm/1e-05 --workdir=runs/one
 (`noise/SIGMA`, `l1/WEIGHT`, `l1_unit_norm/WEIGHT`, `top_k/SHARE`; `paper/top_k/0.01` is at the paper's scale.)
-Hardware: 2 CPU cores, about 12 minutes (33 runs, the 3 without noise also of the study `ablations`); at the paper's
+Hardware: 2 CPU cores, 12 minutes (33 runs, the 3 without noise also of the study `ablations`); at the paper's
 scale 35 runs of 98,000 steps on a GPU or TPU.
 Expected: paper: the points of the three methods on one curve; Gabors at L1 1e-4 and 1e-5; no number is printed.
 assumed: "unitary L2 norm on all weights" is kept after every update for each unit's incoming weights and for its

@@ -4,8 +4,8 @@ Claim: B5 (longer training raises the share of Gabor-like fields).
 Command: python -m launch.reproduce --study=bricken2023/training_time --workdir=runs/bricken2023
 One run: python -m launch.train --config=configs/bricken2023/training_time.py:24000 --workdir=runs/one
 (`paper/441000` is a run at the paper's scale: 9,000 epochs.)
-Hardware: 2 CPU cores, 9 runs, 3 of them (12,000 steps) of the study `ablations`, some 6 minutes; at the paper's
-scale 9 runs of up to 931,000 steps on a GPU or TPU.
+Hardware: 2 CPU cores, 9 runs, 3 of them (12,000 steps) of the study `ablations`, 4 minutes; at the paper's scale
+9 runs of up to 931,000 steps on a GPU or TPU.
 Expected: paper: pictures of the fields at sigma .3, "more biologically similar" with time; no score.
 assumed: (embedded) the network of `noise` at sigma .3 for 4,000, 12,000 and 24,000 steps, in the paper's ratio of 1 to
 3 to 6.3; each length is a run of its own at the same constant rate.
