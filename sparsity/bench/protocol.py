@@ -39,8 +39,11 @@ class Bar:
     aim: float | None = None
 
     def holds(self, median: float) -> bool | None:
-        """Whether a measured ratio keeps the promise; None if there is none."""
-        return None if self.at_most is None else median <= self.at_most
+        """Whether a measured ratio keeps the promise; None if there is none.
+
+        One that is not positive is of a slope that was lost among the rounds' differences, and keeps nothing.
+        """
+        return None if self.at_most is None else 0 < median <= self.at_most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +54,9 @@ class Case:
       name: what is timed, with its shape.
       rows: the distribution of the ranked numbers.
       arms: name -> a function that runs the arm once and returns its arrays.
-      bars: what is promised.
+      bars: what is promised, of arms and of slopes.
       facts: anything else for the record: kept counts, recall, matrix products.
+      slopes: name -> (longer arm, shorter arm): what the longer one takes more, round by round.
     """
 
     name: str
@@ -60,6 +64,7 @@ class Case:
     arms: Mapping[str, Callable[[], Any]]
     bars: tuple[Bar, ...]
     facts: Mapping[str, Any]
+    slopes: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
 
 
 class Suite(Protocol):
@@ -148,6 +153,8 @@ def measure(case: Case, rounds: int = ROUNDS, stream_bytes: int = STREAM_BYTES) 
     """
     before = _state(stream_bytes)
     seconds = interleave(case.arms, rounds)
+    for name, (longer, shorter) in case.slopes.items():
+        seconds[name] = [a - b for a, b in zip(seconds[longer], seconds[shorter], strict=True)]
     after = _state(stream_bytes)
     drift = abs(after["stream_read_GB_per_s"] / before["stream_read_GB_per_s"] - 1)
     found = [(bar, ratio(seconds[bar.arm], seconds[bar.base])) for bar in case.bars]

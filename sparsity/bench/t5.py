@@ -1,0 +1,230 @@
+"""A training step and a decoded token of dense T5s, against their own matrix products and against torch.
+
+The products are those of the traced program, forward and backward, each run by itself in its own shape as often as the
+step does it. Torch's implementation is that of `transformers`, from the extra [peer]; without it its arms are missing.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import importlib.util
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparsity import recipes, spmd
+from sparsity.bench.protocol import Bar, Case
+from sparsity.decode.generate import make_generate
+from sparsity.decode.prepare import unstacked
+from sparsity.layers.sparsify import Context
+from sparsity.models.t5 import T5Config
+from sparsity.run import Engine, RunConfig, run_config
+
+SHARE, AIM = 0.65, 0.8  # of the rate of its own products, that a whole step is to reach
+DECODE = 1 / 1.5  # of torch's time for a token
+INPUTS, TOKENS = 512, (32, 160)  # tokens read, and said by the shorter and by the longer arm
+
+
+def t5_cases(smoke: bool) -> Iterator[Case]:
+    """T5-small's training step on 8 rows of 512 and 114 tokens, and T5-base's greedy decoding of one row of 512."""
+    yield _step_case(_run("small", smoke))
+    yield _decode_case(_run("base", smoke), (2, 4) if smoke else TOKENS)
+
+
+def _run(size: str, smoke: bool) -> RunConfig:
+    config = recipes.t5_c4(size)
+    config.batch, config.mesh.data, config.model.dtype = 8, 1, "float32"
+    # Of T5's size, read from no file.
+    config.data = {"name": "mock_spans", "length": INPUTS, "classes": 32_128}
+    if smoke:
+        config.model.update({"d_model": 32, "layers": 2, "decoder_layers": 2, "heads": 2, "head_dim": 8})
+        config.model.mlp.d_ff, config.data.length, config.data.classes = 64, 32, 384
+    return run_config(config)
+
+
+# The training step.
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """A matrix product as `jax.lax.dot_general` names it."""
+
+    left: tuple[int, ...]
+    right: tuple[int, ...]
+    dimensions: tuple
+    dtype: str
+
+    @property
+    def flops(self) -> float:
+        """A multiply-add is 2."""
+        (_, contracted), (_, batched) = self.dimensions
+        free = math.prod(n for i, n in enumerate(self.right) if i not in (*contracted, *batched))
+        return 2.0 * math.prod(self.left) * free
+
+
+def products_of(jaxpr: Any, times: int = 1) -> collections.Counter[Product]:
+    """The products of a traced program and how often each is done; those of a scan's body once for each step of it."""
+    out: collections.Counter[Product] = collections.Counter()
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            left, right = (v.aval for v in eqn.invars)
+            freeze = lambda pairs: tuple(tuple(tuple(map(int, axes)) for axes in pair) for pair in pairs)
+            dimensions = freeze(eqn.params["dimension_numbers"])
+            out[Product(left.shape, right.shape, dimensions, str(left.dtype))] += times
+        inner = times * eqn.params.get("length", 1) if eqn.primitive.name == "scan" else times
+        for value in eqn.params.values():
+            for one in value if isinstance(value, tuple | list) else (value,):
+                if hasattr(one, "eqns") or hasattr(one, "jaxpr"):
+                    out += products_of(getattr(one, "jaxpr", one), inner)
+    return out
+
+
+def _step_case(config: RunConfig) -> Case:
+    engine = Engine(config)
+    rows = config.data.load("train")
+    batch = {name: np.stack([rows[i][name] for i in range(config.batch)]) for name in rows[0]}
+    with jax.set_mesh(engine.mesh):
+        state, placed = engine.new_state()
+        batch = spmd.place_batch(engine.mesh, batch)
+        program = engine.step(placed, record=False)
+        products = products_of(program.trace(state, batch).jaxpr.jaxpr)
+        compiled = program.lower(state, batch).compile()
+
+    def step():
+        nonlocal state
+        with jax.set_mesh(engine.mesh):
+            state, metrics, _ = compiled(state, batch)
+        return state, metrics
+
+    arms = {"step": step, "products": _products_alone(products)}
+    bars = [Bar("step", "products", 1 / SHARE, 1 / AIM)]
+    if _has_torch():
+        arms["torch"] = _torch_step(config, {name: np.asarray(x) for name, x in batch.items()})
+        bars.append(Bar("step", "torch"))
+    return Case(
+        name=f"training step of T5, d_model {config.model.d_model}, {config.batch} rows of {config.input_shape[:2]}",
+        rows="random tokens",
+        arms=arms,
+        bars=tuple(bars),
+        facts={
+            "matrix products": sum(products.values()),
+            "flops": sum(product.flops * n for product, n in products.items()),
+            "share of the products' rate, if at most": SHARE,
+        },
+    )
+
+
+def _products_alone(products: collections.Counter[Product]) -> Callable[[], Any]:
+    runs = []
+    for i, (product, times) in enumerate(products.items()):
+        keys = jax.random.split(jax.random.key(i))
+        shapes = (product.left, product.right)
+        pair = [jax.random.normal(k, s, product.dtype) for k, s in zip(keys, shapes, strict=True)]
+        dot = functools.partial(jax.lax.dot_general, dimension_numbers=product.dimensions)
+        runs.append((jax.jit(dot), pair, times))
+    return lambda: [dot(*pair) for dot, pair, times in runs for _ in range(times)]
+
+
+# Decoding.
+
+
+def _decode_case(config: RunConfig, tokens: tuple[int, int]) -> Case:
+    model, classes = config.model, config.data.classes
+    module = model.build(classes)
+    inputs = np.random.default_rng(0).integers(2, classes, (1, config.data.length)).astype(np.int32)
+    segments = np.ones_like(inputs)
+    init = jax.jit(lambda: module.init(jax.random.key(0), inputs, inputs, segments, segments, Context())["params"])
+    single, params = unstacked(model, flax.core.meta.unbox(init()))
+    arms = {
+        f"ours, {n}": functools.partial(make_generate(single.build(classes), n, end=None), params, inputs, segments)
+        for n in tokens
+    }
+    slopes, bars = {"ours": (f"ours, {tokens[1]}", f"ours, {tokens[0]}")}, []
+    if _has_torch():
+        arms |= {f"torch, {n}": run for n, run in _torch_decoding(model, classes, inputs, tokens).items()}
+        slopes["torch"] = (f"torch, {tokens[1]}", f"torch, {tokens[0]}")
+        bars.append(Bar("ours", "torch", DECODE))
+    # Cross-attention's keys and values are made once.
+    once = ("cross/key", "cross/value")
+    weights = flax.traverse_util.flatten_dict(params["decoder"], sep="/")
+    read = sum(x.nbytes for path, x in weights.items() if not any(name in path for name in once))
+    return Case(
+        name=f"{tokens[1] - tokens[0]} greedy tokens of T5, d_model {model.d_model}, after {inputs.shape[1]} inputs",
+        rows="random weights",
+        arms=arms,
+        bars=tuple(bars),
+        facts={
+            "tokens": tokens[1] - tokens[0],
+            "bytes of weights a token reads": read + params["embedding"].nbytes,
+        },
+        slopes=slopes,
+    )
+
+
+# Torch.
+
+
+def _has_torch() -> bool:
+    return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+
+
+def _torch_model(model: T5Config, classes: int) -> Any:
+    """The T5 of `transformers` of these sizes, with random weights."""
+    import transformers
+
+    return transformers.T5ForConditionalGeneration(
+        transformers.T5Config(
+            vocab_size=classes,
+            d_model=model.d_model,
+            d_kv=model.head_dim,
+            d_ff=model.mlp.d_ff,
+            num_layers=model.layers,
+            num_heads=model.heads,
+            dropout_rate=model.dropout,
+            feed_forward_proj="relu",
+            decoder_start_token_id=0,
+            use_cache=True,
+        )
+    )
+
+
+def _torch_step(config: RunConfig, batch: dict[str, np.ndarray]) -> Callable[[], Any]:
+    """Forward, loss, backward and Adafactor of torch."""
+    import torch
+
+    peer = _torch_model(config.model, config.data.classes).train()
+    optimizer = torch.optim.Adafactor(peer.parameters(), lr=0.01)
+    inputs, targets = (torch.tensor(batch[name]).long() for name in ("inputs", "targets"))
+
+    def step():
+        loss = peer(input_ids=inputs, labels=targets).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return jnp.float32(loss.item())
+
+    return step
+
+
+def _torch_decoding(
+    model: T5Config, classes: int, inputs: np.ndarray, tokens: tuple[int, int]
+) -> dict[int, Callable[[], Any]]:
+    """Greedy `generate` of so many tokens, whatever it says."""
+    import torch
+
+    peer = _torch_model(model, classes).eval()
+    read = torch.tensor(inputs).long()
+
+    def generate(n: int):
+        with torch.inference_mode():
+            said = peer.generate(read, min_new_tokens=n, max_new_tokens=n, do_sample=False, num_beams=1)
+        return jnp.asarray(said.numpy())
+
+    return {n: functools.partial(generate, n) for n in tokens}
