@@ -5,7 +5,7 @@ latents than on pixels; sooner with less data; small batches kill fastest by epo
 Command: python -m launch.reproduce --study=bricken2023/dead --workdir=runs/bricken2023
 One run: python -m launch.train --config=configs/bricken2023/dead.py:latents --workdir=runs/one
 (`paper/latents` is the run at the paper's scale.)
-Hardware: 2 CPU cores, about 15 minutes; at the paper's scale 21 runs of 392,000 steps on a GPU or TPU.
+Hardware: 2 CPU cores, 7 minutes; at the paper's scale 21 runs of 392,000 steps on a GPU or TPU.
 Expected: paper, latents: 0% dead at epoch 800, where loss and sparsity have converged, then 92%; fewer on pixels.
 assumed: sigma 3 throughout, noise on in validation too (the authors' default): dead units are those that no noisy
 example activates. By step they are counted on the validation split, at the end, as the paper does, on one epoch of

@@ -6,7 +6,7 @@ biases has none.
 Command: python -m launch.reproduce --study=bricken2023/sgd --workdir=runs/bricken2023
 One run: python -m launch.train --config=configs/bricken2023/sgd.py:0.1/256/8 --workdir=runs/one
 (RATE/BATCH/SIGMA on latents; `pixels/1/1024/0.8` on pixels; `paper/...` at the paper's scale.)
-Hardware: 2 CPU cores, about 20 minutes; at the paper's scale 69 runs of 200,000 to 800,000 steps on a GPU or TPU.
+Hardware: 2 CPU cores, 8 minutes; at the paper's scale 69 runs of 200,000 to 800,000 steps on a GPU or TPU.
 Expected: paper, latents: about 50% active where the batch is large or the rate is small, less elsewhere.
 assumed: (embedded) latents of digits, 200 units; rates .1, .3 and 1, batches 16, 64 and 256. At sigma 8 and the start
 the largest stable rate, 2 over the curvature, is about .12. Rates times steps are 800 to 3,000 (the paper's are 800 to

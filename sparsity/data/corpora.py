@@ -270,7 +270,7 @@ class TFDS(Divided):
         if builder.info.file_format.value != "array_record":
             raise ConfigError(f"{path}: is in the {builder.info.file_format.value} format, and not in array_record")
         if self.field not in builder.info.features:
-            raise ConfigError(f'{path}: has no feature "{self.field}", only {", ".join(builder.info.features)}')
+            raise ConfigError(f'{path}: has no feature "{self.field}", only {", ".join(sorted(builder.info.features))}')
         return builder
 
     @property

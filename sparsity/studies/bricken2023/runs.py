@@ -196,6 +196,7 @@ def sigma_axis(axis: Any, data: str = "pixels") -> None:
     """Sigma in the paper's units below, symmetric-log so that 0 has a place, and sigma / std(data) above."""
     std = BRICKEN_STD[data]
     axis.set_xscale("symlog", linthresh=0.05)
+    axis.set_xlim(-0.01, 14)  # a margin in proportion would be decades below 0
     axis.set_xlabel(f"sigma (on data of std {std:g})")
     axis.set_xticks([0, 0.05, 0.3, 1.5, 10], labels=["0", ".05", ".3", "1.5", "10"])
     # matplotlib's second axis is not compressed as the first one is, only mapped by the function that leads back to it.

@@ -114,7 +114,7 @@ def active_by_batch(runs: Runs) -> Drawing:
     Dotted: half of the units.
     """
     grid = {cell: of_seed for cell, of_seed in grid_of(runs).items() if (cell.data, cell.bias) == ("latents", 1)}
-    sigmas, rates = (sorted({getattr(cell, key) for cell in grid}) for key in ("sigma", "rate"))
+    sigmas, rates, batches = (sorted({getattr(cell, key) for cell in grid}) for key in ("sigma", "rate", "batch"))
     figure, axes = draw.panels(1, len(sigmas), height=3, sharey=True)
     for axis, sigma in zip(axes, sigmas, strict=True):
         for i, rate in enumerate(rates):
@@ -127,6 +127,8 @@ def active_by_batch(runs: Runs) -> Drawing:
         axis.axhline(0.5, color="k", ls=":", lw=0.8)
         title = f"sigma {sigma:g} ({sigma / BRICKEN_STD['latents']:.2g} std(data))"
         axis.set(title=title, xscale="log", xlabel="batch", ylim=(0, 1))
+        axis.set_xticks(batches, labels=[f"{batch:,}" for batch in batches])
+        axis.minorticks_off()
     axes[0].set_ylabel("share of active units")
     axes[-1].legend(title="rate")
     return draw.done(figure)
