@@ -6,8 +6,8 @@ Command: python -m launch.reproduce --study=bricken2023/ablations --workdir=runs
 One run: python -m launch.train --config=configs/bricken2023/ablations.py:laplace/0.8 --workdir=runs/one
 (`units100/SIGMA`, `units1000/SIGMA`, `laplace/SIGMA`, `poisson/SIGMA`, `classification/SIGMA`,
 `salt_and_pepper/PROBABILITY`; `paper/laplace/0.8` is the run at the paper's scale.)
-Hardware: 2 CPU cores, 19 minutes (79 runs, 18 of which other studies had done); at the paper's scale 163 runs of 147,000
-steps on a GPU or TPU.
+Hardware: 2 CPU cores, 19 minutes (79 runs, 18 of which other studies had done); at the paper's scale 163 runs of
+147,000 steps on a GPU or TPU.
 Expected: paper, latents, active without noise, at sigma .8 and at 3: 100 units 99.9, 56, 47%; 1,000 units 99, 29,
 11%; 100,000 units 18, .6, 1%; Laplace 77, 6.9, 2.3%; classification 70, 19.5, 10.8%.
 assumed: salt and pepper on each number alone, to 0 or 1; the paper omits the probabilities, .1, .3, .5, .7, .9.
