@@ -34,7 +34,7 @@ def test_every_file_of_the_package_has_its_place_in_a_test():
         "sparsity/evals/predict.py": "tests/test_run.py",
         "sparsity/convert/hf.py": "tests/launch/test_convert.py",
         "sparsity/convert/tensors.py": "tests/launch/test_convert.py",
-        "sparsity/decode/prepare.py": "tests/decode/test_generate.py",
+        "sparsity/decode/weights.py": "tests/decode/test_generate.py",
         "sparsity/data/vocabularies.py": "tests/data/test_span_corruption.py",
         "sparsity/layers/scan.py": "tests/models/test_t5.py",
         "sparsity/layers/dense.py": "tests/test_spmd.py",

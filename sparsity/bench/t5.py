@@ -22,7 +22,7 @@ import numpy as np
 from sparsity import recipes, spmd
 from sparsity.bench.protocol import Bar, Case
 from sparsity.decode.generate import make_generate
-from sparsity.decode.prepare import unstacked
+from sparsity.decode.weights import unstacked
 from sparsity.layers.sparsify import Context
 from sparsity.models.t5 import T5Config
 from sparsity.run import Engine, RunConfig, run_config

@@ -9,7 +9,7 @@ import pytest
 from sparsity import spmd
 from sparsity.data.vocabularies import EOS
 from sparsity.decode.generate import make_generate
-from sparsity.decode.prepare import unstacked
+from sparsity.decode.weights import unstacked
 from sparsity.layers.mlp import MLPConfig
 from sparsity.layers.sparsify import Context
 from sparsity.models.t5 import T5Config
