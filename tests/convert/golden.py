@@ -33,11 +33,11 @@ def golden(case):
     return json.loads(FILE.read_text())[case]
 
 
-def batch():
-    """Random tokens; the second row has 30 of padding."""
+def batch(classes=V, length=LENGTH, targets=TARGETS, padding=30):
+    """Random tokens; the second row ends in padding."""
     rng = np.random.default_rng(0)
-    inputs, targets = (rng.integers(2, V, (2, n)).astype(np.int32) for n in (LENGTH, TARGETS))
-    inputs[1, LENGTH - 30 :] = 0
+    inputs, targets = (rng.integers(2, classes, (2, n)).astype(np.int32) for n in (length, targets))
+    inputs[1, length - padding :] = 0
     return {
         "inputs": inputs,
         "decoder_inputs": np.pad(targets[:, :-1], ((0, 0), (1, 0))),

@@ -73,16 +73,7 @@ def converted(saved):
 @pytest.fixture(scope="module")
 def batch():
     """Random tokens; the second row has 50 of padding."""
-    rng = np.random.default_rng(0)
-    inputs, targets = (rng.integers(2, V, (2, n)).astype(np.int32) for n in (LENGTH, TARGETS))
-    inputs[1, 250:] = 0
-    return {
-        "inputs": inputs,
-        "decoder_inputs": np.pad(targets[:, :-1], ((0, 0), (1, 0))),
-        "input_segments": (inputs > 0).astype(np.int32),
-        "target_segments": np.ones_like(targets),
-        "targets": targets,
-    }
+    return golden.batch(V, LENGTH, TARGETS, padding=50)
 
 
 def of_torch(peer, batch, **settings):

@@ -8,6 +8,7 @@ import pytest
 
 from sparsity import recipes
 from sparsity.config import build
+from sparsity.decode.weights import unstacked
 from sparsity.evals.sparsity import by_layer
 from sparsity.layers.attention import RelativeBias, buckets_of
 from sparsity.layers.mlp import MLPConfig
@@ -82,23 +83,11 @@ def test_layers_are_stacked_and_one_is_compiled():
     assert size(12) < 1.02 * size(2)
 
 
-def unstacked(params):
-    """Parameters of the module of one layer each, of those of stacked layers."""
-    out = {}
-    for stack in ("encoder", "decoder"):
-        layers = params[stack]["layers"]
-        depth = len(jax.tree.leaves(layers)[0])
-        each = {f"layers_{i}": jax.tree.map(lambda x, i=i: x[i], layers) for i in range(depth)}
-        out[stack] = {k: v for k, v in params[stack].items() if k != "layers"} | each
-    return params | out
-
-
 @pytest.mark.parametrize("changes", [{}, {"without_skip": ("encoder_1", "decoder_0")}])
 def test_stacked_layers_compute_what_single_ones_do(changes):
     config = t5(**changes)
     params = parameters(config)
-    single = dataclasses.replace(config, scan=False)
-    np.testing.assert_allclose(logits(config, params), logits(single, unstacked(params)), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(logits(config, params), logits(*unstacked(config, params)), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])
