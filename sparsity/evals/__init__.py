@@ -12,6 +12,7 @@ from sparsity.evals.reconstruction import reconstruction
 from sparsity.evals.result import Evaluator
 from sparsity.evals.robustness import robustness
 from sparsity.evals.sparsity import sparsity
+from sparsity.evals.thresholds import thresholds
 from sparsity.evals.units import units
 
 EVALS: dict[str, Evaluator] = {
@@ -23,6 +24,7 @@ EVALS: dict[str, Evaluator] = {
     "sparsity": sparsity,
     "neurons": neurons,
     "units": units,
+    "thresholds": thresholds,
     "cost": cost,
     "receptive_fields": receptive_fields,
     "exemplars": exemplars,
@@ -37,4 +39,5 @@ TASKS: dict[str, str] = {
     "robustness": "classification",
     "reconstruction": "reconstruction",
     "language": "language",
+    "thresholds": "language",
 }

@@ -15,7 +15,8 @@ from sparsity.data.pipeline import Batch, eval_batches
 from sparsity.evals.result import Predictions
 from sparsity.evals.sparsity import by_layer, merge
 from sparsity.layers.noise import NOISE
-from sparsity.layers.sparsify import STATS, Context
+from sparsity.layers.sparsify import STATS, Context, SparsityStats
+from sparsity.layers.tail import TAIL, TailStats
 from sparsity.ops.noise import NoiseConfig
 
 Predict = Callable[..., Predictions]
@@ -33,7 +34,8 @@ def make_predict(
 ) -> Predict:
     """Compiles (variables, arrays, noisy=False, step=0) -> Predictions, one program for every number of examples.
 
-    Padding in the last batch has weight 0: it counts neither in the statistics nor in n.
+    Padding in the last batch has weight 0: it counts neither in the statistics nor in n. With `least`, the collection
+    `TAIL`, the statistics are `TailStats` in place of `SparsityStats`; `cut` cuts the tail off too.
 
     Args:
       inputs: which of `arrays` (stacked examples as the model reads them) the module takes.
@@ -43,27 +45,32 @@ def make_predict(
       keep_outputs: hand out the module's outputs; those of a language model may not fit into memory.
     """
 
-    def forward(variables, part, step, number, noisy):
+    def forward(variables, part, step, number, noisy, tail):
         inner, outer = jax.random.split(jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), number))
         first, *rest = (part[name] for name in inputs)
         if noisy and noise is not None:
             first = noise(first, outer, step)
-        ctx = Context(weight_B=part["weight"], step=step, noisy=noisy, record=True)
+        ctx = Context(weight_B=part["weight"], step=step, noisy=noisy, record=tail == "kept", tail=tail)
         outputs, stats = module.apply(variables, first, *rest, ctx, rngs={NOISE: inner}, mutable=[STATS])
         return outputs if keep_outputs else None, loss(outputs, part), stats.get(STATS, {})
 
-    forward = jax.jit(forward, static_argnames="noisy")
+    forward = jax.jit(forward, static_argnames=("noisy", "tail"))
 
-    def predict(variables: Any, arrays: Batch, noisy: bool = False, step: int = 0) -> Predictions:
+    def predict(
+        variables: Any, arrays: Batch, noisy: bool = False, step: int = 0, least: Any = None, cut: bool = False
+    ) -> Predictions:
+        tail, kind = "kept", SparsityStats
+        if least is not None:
+            tail, kind, variables = "cut" if cut else "measured", TailStats, {**variables, TAIL: least}
         outputs, losses, stats = [], [], []
         with jax.set_mesh(mesh):
             for number, part in enumerate(eval_batches(arrays, batch)):
                 at = jax.device_put((np.int32(step), np.int32(number)), spmd.replicated(mesh))
-                out = jax.device_get(forward(variables, spmd.place_batch(mesh, part), *at, noisy=noisy))
+                out = jax.device_get(forward(variables, spmd.place_batch(mesh, part), *at, noisy=noisy, tail=tail))
                 real = part["weight"] > 0
                 outputs.append(None if out[0] is None else out[0][real])
                 losses.append(jax.tree.map(lambda x, real=real: x[real], out[1]))
-                stats.append(by_layer(out[2]))
+                stats.append(by_layer(out[2], kind))
         return Predictions(
             outputs=np.concatenate(outputs) if keep_outputs else None,
             arrays=arrays,

@@ -14,6 +14,7 @@ import numpy as np
 from sparsity.config import later
 from sparsity.data.pipeline import Batch, Source, Split
 from sparsity.layers.sparsify import SparsityStats
+from sparsity.layers.tail import TailStats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +72,7 @@ class EvalConfig:
       noise: training's noise is on, at its size after the last step (Bricken et al. validate so); else it is off.
       dead_size: a unit is dead by Bricken et al.'s definition if its |h| sum to less than this over an epoch.
       dead_rate: it is by the Sparsing Law's if it is nonzero on less than this share of tokens.
+      rises: of perplexity, as shares of it: what cutting off the tail of every h may cost (evaluator `thresholds`).
     """
 
     names: tuple[str, ...]
@@ -81,12 +83,15 @@ class EvalConfig:
     noise: bool = later(False)
     dead_size: float = later(1e-5)
     dead_rate: float = later(1e-3)
+    rises: tuple[float, ...] = later((0.01,))
 
     def __post_init__(self):
         if self.batch < 1:
             raise ValueError(f"batch: must be at least 1, got {self.batch}")
         if self.ece_bins < 1:
             raise ValueError(f"ece_bins: must be at least 1, got {self.ece_bins}")
+        if not self.rises or not all(0 < rise < math.inf for rise in self.rises):
+            raise ValueError(f"rises: shares above 0 are needed, such as (0.01,), got {self.rises}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,13 +102,13 @@ class Predictions:
       outputs: [n, ...] float32: logits, or images; None if they were not kept.
       arrays: the examples, as the model reads them.
       losses: the training loss of each example: `loss`, `correct` and `count` [n].
-      stats: recorded statistics by layer, merged over batches in float64.
+      stats: recorded statistics by layer, merged over batches in float64: those of the tail if that was measured.
     """
 
     outputs: np.ndarray | None
     arrays: Batch
     losses: Any
-    stats: dict[str, SparsityStats]
+    stats: dict[str, SparsityStats] | dict[str, TailStats]
 
     @property
     def logits(self) -> np.ndarray:
@@ -126,7 +131,7 @@ class Subject:
     """A trained model as evaluators see it: a function from examples to predictions.
 
     Attributes:
-      predict: (stacked examples as the model reads them, noisy=False) -> Predictions.
+      predict: (stacked examples as the model reads them, noisy=False) -> Predictions; see `evals.predict`.
       source: the data.
       load: the name of a split -> its examples (in the source's units).
       model: the model's settings (its MLPs and FLOPs).

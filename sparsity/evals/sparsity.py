@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -12,22 +12,22 @@ import numpy as np
 from sparsity.evals.result import Measure, Result, Subject
 from sparsity.layers.scan import LAYERS
 from sparsity.layers.sparsify import DEFINITION, SparsityStats
+from sparsity.layers.tail import TAIL
+
+S = TypeVar("S")
 
 
-def by_layer(tree: Mapping[str, Any]) -> dict[str, SparsityStats]:
-    """The sown collection as {layer name: stats}; a layer is named by the path above its MLP.
+def by_layer(tree: Mapping[str, Any], kind: type[S] = SparsityStats) -> dict[str, S]:
+    """What of one kind was sown, as {layer name: stats}; a layer is named by the path above its MLP.
 
     Layers stand in the order of their numbers, `block_10` after `block_9`. Statistics stacked by `nn.scan` under
     `layers` become `layers_0`, `layers_1`, ..., in the order of the scan; under `encoder/layers`, `encoder_0`, ....
     """
     out = {}
-    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, SparsityStats))
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, kind))
     numbered = lambda leaf: [[int(s) if s.isdigit() else s for s in re.split(r"(\d+)", p.key)] for p in leaf[0]]
-    for path, stats in sorted(leaves, key=numbered):
-        names = [p.key for p in path]
-        path = [n for n in names if n not in ("mlp", "sparsify", "stats")]
-        # Of two stacks the name says which: "encoder/layers" is "encoder".
-        name = "/".join(path[:-1] if len(path) > 1 and path[-1] == LAYERS else path)
+    for path, stats in sorted((leaf for leaf in leaves if isinstance(leaf[1], kind)), key=numbered):
+        name = layer_name([p.key for p in path])
         if np.ndim(stats.examples) == 0:
             out[name] = stats
             continue
@@ -37,9 +37,20 @@ def by_layer(tree: Mapping[str, Any]) -> dict[str, SparsityStats]:
     return out
 
 
-def merge(parts: Sequence[Mapping[str, SparsityStats]]) -> dict[str, SparsityStats]:
+def layer_name(path: Sequence[str]) -> str:
+    """The name of a layer by the path of its MLP or of anything in it; of a stack of layers, that of the stack.
+
+    >>> layer_name(["encoder", "layers", "mlp"]), layer_name(["block_0", "mlp", "sparsify", "stats"])
+    ('encoder', 'block_0')
+    """
+    path = [name for name in path if name not in ("mlp", "sparsify", "stats", TAIL)]
+    # Of two stacks the name says which: "encoder/layers" is "encoder".
+    return "/".join(path[:-1] if len(path) > 1 and path[-1] == LAYERS else path)
+
+
+def merge(parts: Sequence[Mapping[str, S]]) -> dict[str, S]:
     """Adds the statistics of several batches, in float64."""
-    total: dict[str, SparsityStats] = {}
+    total: dict[str, S] = {}
     for part in parts:
         for layer, stats in part.items():
             stats = jax.tree.map(lambda x: np.asarray(x, np.float64), stats)
@@ -48,17 +59,22 @@ def merge(parts: Sequence[Mapping[str, SparsityStats]]) -> dict[str, SparsitySta
 
 
 def nonzero_fraction(stats: SparsityStats) -> tuple[float, float | None, int]:
-    """(mean over examples, standard error over examples, n); NaN stays NaN.
+    """(mean over examples, standard error over examples, n); NaN stays NaN."""
+    return mean_of_sums(stats.examples, stats.fraction_sum, stats.fraction_sumsq)
+
+
+def mean_of_sums(examples: Any, total: Any, sumsq: Any) -> tuple[float, float | None, int]:
+    """(mean, standard error, n) of n values from their sum and that of their squares.
 
     se^2 = (sumsq - n mean^2) / (n - 1) / n.
     """
-    n = int(stats.examples)
+    n = int(examples)
     if n == 0:
         return float("nan"), None, 0
-    mean = float(stats.fraction_sum) / n
+    mean = float(total) / n
     if n < 2:
         return mean, None, n
-    variance = max(float(stats.fraction_sumsq) - n * mean**2, 0.0) / (n - 1)
+    variance = max(float(sumsq) - n * mean**2, 0.0) / (n - 1)
     return mean, float("nan") if np.isnan(mean) else (variance / n) ** 0.5, n
 
 

@@ -15,7 +15,8 @@ from sparsity.config import later, one_of
 from sparsity.layers import initializers
 from sparsity.layers.dense import dense, named
 from sparsity.layers.noise import Noise
-from sparsity.layers.sparsify import Context, Sparsify
+from sparsity.layers.sparsify import STATS, Context, Sparsify
+from sparsity.layers.tail import LEAST, TAIL, without_tail
 from sparsity.ops.noise import NOISES, NoiseConfig
 from sparsity.ops.sparsifiers import SPARSIFIERS, Sparsifier
 from sparsity.theory.edge_of_chaos import EdgeOfChaos
@@ -135,7 +136,14 @@ class SparseMLP(nn.Module):
         h_BxLxF = nn.Dropout(cfg.dropout, shared, deterministic=not ctx.train)(h_BxLxF)
         features = self.features or d_model
         out = dense(features, ("mlp", "embed"), use_bias=cfg.use_bias, dtype=self.dtype, name="wo", **writes)
-        return axes.constrain(out(h_BxLxF), ("batch", "length", "embed"))
+        if ctx.tail == "kept":
+            y_BxLxD = out(h_BxLxF)
+        else:
+            if not self.has_variable(TAIL, LEAST):
+                raise ValueError(f"tail: no thresholds of {'/'.join(self.path)} among the variables")
+            y_BxLxD, stats = without_tail(h_BxLxF, self.get_variable(TAIL, LEAST), out, ctx)
+            self.sow(STATS, TAIL, stats, reduce_fn=lambda _, new: new, init_fn=lambda: None)
+        return axes.constrain(y_BxLxD, ("batch", "length", "embed"))
 
 
 def _initializers(

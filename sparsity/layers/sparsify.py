@@ -46,6 +46,7 @@ class Context:
       hand_out: sow `Activated` (static), what penalties on activations read.
       slots: tokens that the cache of what attention has read has room for; 0 is no cache (static).
       place: of the one token that is read now, those before it being in the cache; None: whole sequences are read.
+      tail: of h: "kept"; "measured", its `layers.tail.TailStats` sown; or "cut" off and measured (static).
     """
 
     weight_B: jax.Array | None = None
@@ -57,6 +58,7 @@ class Context:
     hand_out: bool = flax.struct.field(pytree_node=False, default=False)
     slots: int = flax.struct.field(pytree_node=False, default=0)
     place: Any = None
+    tail: str = flax.struct.field(pytree_node=False, default="kept")
 
 
 @flax.struct.dataclass

@@ -1,0 +1,70 @@
+"""The tail of h: hidden numbers that hardly change what an MLP writes, measured or cut off.
+
+Unit i adds h_i w_i to the output, w_i its row of W_o. It is in the tail of a token if |h_i| ||w_i|| < eps (Zhang et al.
+2024, "ReLU^2 wins"; Luo et al. 2024, "Sparsing Law"): even a GELU's h, which has no exact zeros, has a sparsity so.
+What the cut costs is ||sum over the tail of h_i w_i|| / ||y||, which they call CETT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+
+from sparsity.layers.sparsify import Context
+
+TAIL = "tail"  # the variable collection of thresholds, and the name that `TailStats` are sown under
+LEAST = "least"  # in it: of each unit, the smallest |h_i| that is not cut, eps / ||w_i|| [F]
+
+
+@flax.struct.dataclass
+class TailStats:
+    """Sums over the examples of one or more batches, for one MLP, of means over an example's tokens; merge by addition.
+
+    Attributes:
+      examples: number of examples.
+      kept_sum: share of hidden units that are not in the tail.
+      kept_sumsq: its square.
+      error_sum: ||y - y'|| / ||y||, y the MLP's output and y' that without the tail; 0 where y' = y.
+      power_sum: mean over units of (|h_i| / least_i)^2, which is (|h_i| ||w_i|| / eps)^2.
+    """
+
+    examples: Any
+    kept_sum: Any
+    kept_sumsq: Any
+    error_sum: Any
+    power_sum: Any
+
+
+def without_tail(
+    h_BxLxF: jax.Array, least_F: jax.Array, out: Callable[[jax.Array], jax.Array], ctx: Context
+) -> tuple[jax.Array, TailStats]:
+    """What the MLP writes, of all of h (`ctx.tail` "measured") or without its tail ("cut"), and the statistics.
+
+    NaN is in no tail. `out` maps h to the MLP's output [B, L, D].
+    """
+    kept_BxLxF = ~(jnp.abs(h_BxLxF) < least_F.astype(h_BxLxF.dtype))
+    y_BxLxD, cut_BxLxD = out(h_BxLxF), out(jnp.where(kept_BxLxF, h_BxLxF, 0))
+    norm = lambda x: jnp.linalg.norm(x.astype(jnp.float32), axis=-1)
+    lost_BxL = norm(y_BxLxD - cut_BxLxD)
+    error_BxL = jnp.where(lost_BxL == 0, 0, lost_BxL / norm(y_BxLxD))
+    power_BxL = jnp.mean((h_BxLxF.astype(jnp.float32) / least_F) ** 2, axis=-1)
+    shares = (kept_BxLxF.mean(-1, dtype=jnp.float32), error_BxL, power_BxL)
+    weight_B, (share_B, error_B, power_B) = _means_over_tokens(shares, ctx)
+    total = lambda x_B: jnp.sum(jnp.where(weight_B > 0, x_B, 0) * weight_B)  # padding never counts, not even its NaN
+    stats = TailStats(weight_B.sum(), total(share_B), total(share_B**2), total(error_B), total(power_B))
+    return (y_BxLxD if ctx.tail == "measured" else cut_BxLxD), stats
+
+
+def _means_over_tokens(shares: tuple[jax.Array, ...], ctx: Context) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """The weights of examples [B], 0 without a real token, and the means of each share [B, ...] over an example's."""
+    batch = len(shares[0])
+    shares = [x.reshape(batch, -1) for x in shares]
+    real_BxL = jnp.ones_like(shares[0]) if ctx.weight_BxL is None else ctx.weight_BxL.astype(jnp.float32)
+    weight_B = jnp.ones(batch, jnp.float32) if ctx.weight_B is None else ctx.weight_B.astype(jnp.float32)
+    tokens_B = real_BxL.sum(1)
+    means = (jnp.where(real_BxL > 0, x, 0).sum(1) / jnp.maximum(tokens_B, 1) for x in shares)
+    return weight_B * (tokens_B > 0), tuple(means)
