@@ -100,10 +100,12 @@ def optimizer_specs(opt_state: Any, params: Any, specs: Any) -> Any:
 
 def _factored_spec(slot: tuple, shape: tuple, entries: list, row: bool) -> PartitionSpec:
     """Adafactor's v_row drops the parameter's largest axis, v_col its second largest (optax)."""
-    if len(shape) < 2 or len(slot) != len(shape) - 1:
-        return PartitionSpec()  # the (1,) placeholder of an unfactored parameter
+    if len(shape) < 2:
+        return PartitionSpec()
     order = np.argsort(shape)
     dropped = int(order[-1] if row else order[-2])
+    if slot != (*shape[:dropped], *shape[dropped + 1 :]):
+        return PartitionSpec()  # the (1,) placeholder of a parameter that is too small to be factored
     return PartitionSpec(*(e for i, e in enumerate(entries) if i != dropped))
 
 

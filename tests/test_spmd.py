@@ -85,6 +85,18 @@ def test_adafactor_factors_keep_the_axes_that_remain(tiny_config):
     assert bool(metrics.finite)
 
 
+def test_a_parameter_too_small_to_be_factored_has_replicated_placeholders(tiny_config):
+    """Such as a table of distances [buckets, heads], split over heads: its v_row and v_col are of one number."""
+    tiny_config.optimizer.rule = {"name": "adafactor", "min_dim_to_factor": 128}
+    engine = _engine(tiny_config)
+    state, _ = engine.new_state()
+    shapes = {k: v.shape for k, v in _by_path_arrays(state.opt_state).items()}
+    placed = _by_path(state_specs(engine.model, engine.tx, engine.inputs).opt_state)
+    factors = [k for k in placed if "v_row" in k or "v_col" in k]
+    assert {shapes[k] for k in factors} == {(1,)}
+    assert {placed[k] for k in factors} == {P()}
+
+
 def _by_path_arrays(tree):
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
