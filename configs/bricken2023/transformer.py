@@ -6,8 +6,8 @@ Command: python -m launch.reproduce --study=bricken2023/transformer --workdir=ru
 One run: python -m launch.train --config=configs/bricken2023/transformer.py:after/3 --workdir=runs/one
 (`before/3` adds noise to what the LayerNorm in front of the MLP reads, `after/3` to what comes out of it;
 `paper/after/3` at the paper's scale.)
-Hardware: 2 CPU cores, 15 runs, some 25 minutes; at the paper's scale 45 runs of 1.7 million steps on a GPU or TPU, and
-10 GB of the host's memory to count dead units.
+Hardware: 2 CPU cores, 15 runs, 36 minutes beside other work; at the paper's scale 45 runs of 1.7 million steps on a GPU
+or TPU, and 10 GB of the host's memory to count dead units.
 Expected: paper: active units 17.1, 18.4 and 29.6% by layer without noise, 5.8, 2.2 and 13.7% at sigma 3, 1.3, .1 and
 5.5% at 8; validation loss 3.048, 3.011 and 3.134. At the embedded scale no more than the signs of sparsity: its
 networks are still learning when they end, so that steps under much noise are steps lost to the loss.

@@ -10,18 +10,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from sparsity.studies import draw
-from sparsity.studies.bricken2023.runs import (
-    by_arm,
-    decades,
-    mean_over_seeds,
-    or_none,
-    printed_active,
-    runs_by_arm,
-    sigma_axis,
-    standard_error,
-)
+from sparsity.studies.bricken2023.runs import by_arm, mean_over_seeds, printed_active, runs_by_arm, sigma_axis
 from sparsity.studies.draw import Drawing, Runs, RunView
 from sparsity.studies.judge import Claim, Effect
+from sparsity.studies.records import decades, or_none, standard_error
 from sparsity.studies.runner import Record, Row, Study
 
 NOISES = ("laplace", "salt_and_pepper", "poisson")

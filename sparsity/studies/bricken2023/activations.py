@@ -9,19 +9,10 @@ import numpy as np
 
 from sparsity.layers.sparsify import THRESHOLDS
 from sparsity.studies import draw
-from sparsity.studies.bricken2023.runs import (
-    by_arm,
-    decades,
-    mean_over_seeds,
-    measured,
-    or_none,
-    printed_active,
-    runs_by_arm,
-    sigma_axis,
-    standard_error,
-)
+from sparsity.studies.bricken2023.runs import by_arm, mean_over_seeds, printed_active, runs_by_arm, sigma_axis
 from sparsity.studies.draw import Drawing, Runs
 from sparsity.studies.judge import Claim, Effect
+from sparsity.studies.records import decades, measured, or_none, standard_error
 from sparsity.studies.runner import Record, Row, Study
 
 ACTIVATIONS = ("relu", "gelu", "sigmoid", "elu", "tanh")

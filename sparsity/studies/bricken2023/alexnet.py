@@ -11,21 +11,10 @@ import numpy as np
 from sparsity.studies import draw
 from sparsity.studies.bricken2023.deep_mlp import OPTIMIZERS, train_accuracy
 from sparsity.studies.bricken2023.deep_mlp import printed as printed_accuracy
-from sparsity.studies.bricken2023.runs import (
-    Grid,
-    Run,
-    across,
-    arm_sigma_seed,
-    grid_by,
-    measured,
-    named,
-    or_none,
-    percent,
-    sigma_axis,
-    standard_error,
-)
+from sparsity.studies.bricken2023.runs import Grid, arm_sigma_seed, sigma_axis
 from sparsity.studies.draw import Drawing, Runs, RunView
 from sparsity.studies.judge import Claim, Effect
+from sparsity.studies.records import Run, across, grid_by, measured, named, or_none, percent, standard_error
 from sparsity.studies.runner import Record, Row, Study
 
 TABLE_3 = Path("configs/bricken2023/table3_alexnet.csv")  # as printed; studies run from the repository's root

@@ -9,10 +9,11 @@ import numpy as np
 
 from sparsity.config import to_dict
 from sparsity.studies import draw
-from sparsity.studies.bricken2023.runs import (
+from sparsity.studies.bricken2023.runs import active_shares, by_variant, seed_claim, sigma_axis
+from sparsity.studies.draw import Drawing, Runs, RunView
+from sparsity.studies.judge import Claim
+from sparsity.studies.records import (
     Run,
-    active_shares,
-    by_variant,
     decades,
     diverged,
     measured,
@@ -20,12 +21,8 @@ from sparsity.studies.bricken2023.runs import (
     or_none,
     percent,
     records_of,
-    seed_claim,
-    sigma_axis,
     standard_error,
 )
-from sparsity.studies.draw import Drawing, Runs, RunView
-from sparsity.studies.judge import Claim
 from sparsity.studies.runner import Record, Row, Study
 
 TASKS = {"ae": "reconstruction", "mlp": "classification"}  # by the variant of their runs without noise

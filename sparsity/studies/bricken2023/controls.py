@@ -14,19 +14,14 @@ from sparsity.studies.bricken2023.runs import (
     active_shares,
     by_arm,
     by_variant,
-    decades,
-    diverged,
     mean_over_seeds,
-    measured,
-    or_none,
     over_variants,
-    percent,
-    records_of,
     seed_claim,
     sigma_axis,
 )
 from sparsity.studies.draw import Drawing, Runs, RunView
 from sparsity.studies.judge import Claim, Effect
+from sparsity.studies.records import decades, diverged, measured, or_none, percent, records_of
 from sparsity.studies.runner import Record, Row, Study
 
 GABOR = "fields.phases.gabor.above_null"

@@ -8,17 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from sparsity.studies import draw
-from sparsity.studies.bricken2023.runs import (
-    across,
-    arm_sigma_seed,
-    by_arm,
-    mean_over_seeds,
-    measured,
-    records_of,
-    standard_error,
-)
+from sparsity.studies.bricken2023.runs import arm_sigma_seed, by_arm, mean_over_seeds
 from sparsity.studies.draw import Drawing, Runs, RunView
 from sparsity.studies.judge import Claim, Effect
+from sparsity.studies.records import across, measured, records_of, standard_error
 from sparsity.studies.runner import Record, Row, Study
 
 SIGMA = 3.0

@@ -12,19 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from sparsity.studies import draw
-from sparsity.studies.bricken2023.runs import (
-    Grid,
-    across,
-    arm_sigma_seed,
-    grid_by,
-    measured,
-    named,
-    records_of,
-    sigma_axis,
-    standard_error,
-)
+from sparsity.studies.bricken2023.runs import Grid, arm_sigma_seed, sigma_axis
 from sparsity.studies.draw import Drawing, Runs, RunView
 from sparsity.studies.judge import Claim, Effect
+from sparsity.studies.records import across, grid_by, measured, named, records_of, standard_error
 from sparsity.studies.runner import Record, Row, Study
 
 TABLE_2 = Path("configs/bricken2023/table2_deep_mlp.csv")  # as printed; studies run from the repository's root

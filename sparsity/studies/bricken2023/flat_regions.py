@@ -10,21 +10,10 @@ from sparsity.layers.sparsify import FLAT, HISTOGRAM_EDGES
 from sparsity.ops.sparsifiers import SPARSIFIERS
 from sparsity.studies import draw
 from sparsity.studies.bricken2023.noise import DENSITY
-from sparsity.studies.bricken2023.runs import (
-    Run,
-    by_variant,
-    mean_over_seeds,
-    measured,
-    named,
-    or_none,
-    percent,
-    records_of,
-    seed_claim,
-    sigma_axis,
-    standard_error,
-)
+from sparsity.studies.bricken2023.runs import by_variant, mean_over_seeds, seed_claim, sigma_axis
 from sparsity.studies.draw import Drawing, Runs
 from sparsity.studies.judge import Claim
+from sparsity.studies.records import Run, measured, named, or_none, percent, records_of, standard_error
 from sparsity.studies.runner import Record, Row, Study
 
 VARIANTS = {"relu": "ae", **{name: f"ae_{name}" for name in ("gelu", "reflected_relu", "sat")}}

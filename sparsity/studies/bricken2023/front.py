@@ -18,9 +18,10 @@ from sparsity.studies.bricken2023.fronts import (
     method,
     point,
 )
-from sparsity.studies.bricken2023.runs import mean_over_seeds, or_none, standard_error
+from sparsity.studies.bricken2023.runs import mean_over_seeds
 from sparsity.studies.draw import Drawing, Runs
 from sparsity.studies.judge import Claim, Effect
+from sparsity.studies.records import or_none, standard_error
 from sparsity.studies.runner import Record, Row, Study
 
 COMBINATIONS = {"top_k": "Top-k", "l1": "L1", "clipped": "clipped ReLU"}

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from sparsity.studies.bricken2023.runs import arm_sigma_seed, measured
+from sparsity.studies.bricken2023.runs import arm_sigma_seed
 from sparsity.studies.draw import Runs, RunView
+from sparsity.studies.records import measured
 from sparsity.studies.runner import Record
 
 ALONE = "noise"

@@ -8,20 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from sparsity.studies import draw
-from sparsity.studies.bricken2023.runs import (
-    Run,
-    by_variant,
-    decades,
-    measured,
-    named,
-    or_none,
-    over_variants,
-    percent,
-    records_of,
-    standard_error,
-)
+from sparsity.studies.bricken2023.runs import by_variant, over_variants
 from sparsity.studies.draw import Drawing, Runs
 from sparsity.studies.judge import Claim, Effect
+from sparsity.studies.records import Run, decades, measured, named, or_none, percent, records_of, standard_error
 from sparsity.studies.runner import Record, Row, Study
 
 SIGMAS = (1.5, 3.0)

@@ -13,18 +13,14 @@ from sparsity.studies import draw
 from sparsity.studies.bricken2023.runs import (
     arm_sigma_seed,
     by_arm,
-    decades,
     mean_over_seeds,
-    measured,
-    or_none,
     over_seeds,
-    records_of,
     runs_by_arm,
     sigma_axis,
-    standard_error,
 )
 from sparsity.studies.draw import Drawing, Runs
 from sparsity.studies.judge import Claim
+from sparsity.studies.records import decades, measured, or_none, records_of, standard_error
 from sparsity.studies.runner import Record, Row, Study
 
 PHOTOS, DIGITS, LATENTS = "ae400_photos", "ae200_digits", "ae400_latents"

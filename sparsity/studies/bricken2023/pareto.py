@@ -18,9 +18,10 @@ from sparsity.studies.bricken2023.fronts import (
     point,
     runs_by_method,
 )
-from sparsity.studies.bricken2023.runs import decades, mean_over_seeds, measured, or_none, standard_error
+from sparsity.studies.bricken2023.runs import mean_over_seeds
 from sparsity.studies.draw import Drawing, Runs
 from sparsity.studies.judge import Claim, Effect
+from sparsity.studies.records import decades, measured, or_none, standard_error
 from sparsity.studies.runner import Record, Row, Study
 
 DENSITY, LIVE, NEVER = "units.density.hidden", "units.live.hidden", "units.never.hidden"

@@ -10,18 +10,10 @@ import numpy as np
 
 from sparsity.data.corruptions import CORRUPTIONS, SEVERITIES
 from sparsity.studies import draw
-from sparsity.studies.bricken2023.runs import (
-    Run,
-    by_variant,
-    measured,
-    named,
-    or_none,
-    percent,
-    seed_claim,
-    standard_error,
-)
+from sparsity.studies.bricken2023.runs import by_variant, seed_claim
 from sparsity.studies.draw import Drawing, Runs
 from sparsity.studies.judge import Claim
+from sparsity.studies.records import Run, measured, named, or_none, percent, standard_error
 from sparsity.studies.runner import Record, Row, Study
 
 LAYER = "layer_0"

@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import csv
 import functools
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from sparsity.recipes import BRICKEN_STD
 from sparsity.studies.draw import Runs, RunView
 from sparsity.studies.judge import Claim, Effect
+from sparsity.studies.records import Run, measured, named, records_of
 from sparsity.studies.runner import Record
-from sparsity.writer import read_metrics
 
 NOISE_NAME = re.compile(r"_(gaussian|laplace|salt_and_pepper|poisson|jacobian)([\d.]+)_seed(\d+)")
 NETWORK = re.compile(r"^(ae|mlp)\d+_[^_]+")  # of an arm: kind, units and data
-Run = TypeVar("Run", Record, RunView)
 FIG_21 = Path("configs/bricken2023/fig21_22_ablations.csv")  # studies run from the repository's root
 STEADY = ("0.1", "0.3", "0.8", "1.5", "3")  # sigmas at which the paper's networks are sparse at the end of training
 
@@ -66,53 +64,11 @@ def by_variant(runs: Mapping[str, Run]) -> dict[str, dict[float, dict[int, Run]]
 Grid = dict[tuple[str, float], dict[int, Record]]  # (arm, sigma) -> seed -> record
 
 
-def grid_by(
-    arm_of: Callable[[str], tuple[str, float, int]], runs: Mapping[str, Run]
-) -> dict[tuple[str, float], dict[int, Run]]:
-    """(arm, sigma) -> seed -> run, in the order of the study, of runs by name; `arm_of` a name: arm, sigma and seed."""
-    out: dict[tuple[str, float], dict[int, Run]] = {}
-    for name, run in runs.items():
-        *key, seed = arm_of(name)
-        out.setdefault(tuple(key), {})[seed] = run
-    return out
-
-
-def named(records: Iterable[Record]) -> dict[str, Record]:
-    """Records by the names of their runs."""
-    return {record.config.name: record for record in records}
-
-
-def measured(run: Record | RunView, name: str) -> float:
-    """A final measure; NaN for a run that diverged or did not take it."""
-    return next((m.value for m in run.outcome.measures if m.name == name), math.nan)
-
-
-@functools.lru_cache(maxsize=4096)
-def _metrics(path: Any) -> list[dict[str, Any]]:
-    return read_metrics(path)
-
-
-def records_of(run: Record | RunView, kind: str) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl of one kind."""
-    metrics = run.metrics if isinstance(run, RunView) else _metrics(run.files.metrics)
-    return [r for r in metrics if r["kind"] == kind]
-
-
 def active_shares(run: Record | RunView) -> tuple[list[int], list[float]]:
     """Recorded steps, and the share of active units on their training batch; of a network of one hidden layer."""
     lines = records_of(run, "sparsity")
     shares = [layer["nonzero"] for line in lines for layer in line["layers"].values()]
     return [line["step"] for line in lines], shares
-
-
-def diverged(run: Record | RunView) -> bool:
-    """Whether the run has no end: what its last records say is no evidence."""
-    return run.outcome.status == "diverged"
-
-
-def decades(value: float, base: float) -> float:
-    """log10(value / base); NaN, which is no evidence, unless both are positive."""
-    return math.log10(value / base) if value > 0 and base > 0 else math.nan
 
 
 def over_seeds(records: Sequence[Record], arm: str, value: Callable[[dict[float, Record]], float]) -> Effect:
@@ -146,36 +102,6 @@ def over_variants(
 def seed_claim(wanted: Sequence[tuple[str, float]], value: Callable[[list[Record]], float], **said: Any) -> Claim:
     """The claim that says `said`, judged by `over_variants`."""
     return Claim(unit="seed", measure=functools.partial(over_variants, wanted=wanted, value=value), **said)
-
-
-def standard_error(values: Sequence[float]) -> float | None:
-    """Of the mean over seeds; None of a single one."""
-    return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
-
-
-def or_none(value: float) -> float | None:
-    """A table's cell: empty where nothing was measured."""
-    return None if math.isnan(value) else value
-
-
-def percent(share: float | None) -> str:
-    """A table's share in a sentence."""
-    return "no value" if share is None else f"{100 * share:.1f}%"
-
-
-def across(groups: Mapping[str, Mapping[int, Record]], value: Callable[..., float]) -> Effect:
-    """The effect with one replicate a seed: `value` of that seed's run of every group, groups by what they are called.
-
-    Not testable if a group has no run. A seed of which a run diverged is no evidence: its replicate is NaN.
-    """
-    missing = [name for name, of_seed in groups.items() if not of_seed]
-    if missing or not groups:
-        return Effect.untestable(f"no run of {', '.join(missing) or 'any arm'}")
-    replicates = []
-    for seed in sorted(set.intersection(*map(set, groups.values()))):
-        runs = [of_seed[seed] for of_seed in groups.values()]
-        replicates.append(value(*runs) if all(r.outcome.status == "finished" for r in runs) else math.nan)
-    return Effect.of(replicates)
 
 
 def mean_over_seeds(of_sigma: dict[int, Record], name: str) -> float:

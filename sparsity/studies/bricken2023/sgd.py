@@ -10,17 +10,10 @@ import numpy as np
 
 from sparsity.recipes import BRICKEN_STD
 from sparsity.studies import draw
-from sparsity.studies.bricken2023.runs import (
-    Run,
-    arm_sigma_seed,
-    mean_over_seeds,
-    measured,
-    named,
-    records_of,
-    standard_error,
-)
+from sparsity.studies.bricken2023.runs import arm_sigma_seed, mean_over_seeds
 from sparsity.studies.draw import Drawing, Runs
 from sparsity.studies.judge import Claim, Effect
+from sparsity.studies.records import Run, measured, named, records_of, standard_error
 from sparsity.studies.runner import Record, Row, Study
 
 DENSITY = "units.density.hidden"

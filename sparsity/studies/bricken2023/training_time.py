@@ -8,17 +8,10 @@ import numpy as np
 
 from sparsity.studies import draw
 from sparsity.studies.bricken2023.noise import DENSITY, NEVER
-from sparsity.studies.bricken2023.runs import (
-    Run,
-    arm_sigma_seed,
-    measured,
-    named,
-    or_none,
-    percent,
-    standard_error,
-)
+from sparsity.studies.bricken2023.runs import arm_sigma_seed
 from sparsity.studies.draw import Drawing, Runs, RunView
 from sparsity.studies.judge import Claim, Effect
+from sparsity.studies.records import Run, measured, named, or_none, percent, standard_error
 from sparsity.studies.runner import Record, Row, Study
 
 PHASES, PIXELS = "fields.phases.gabor.above_null", "fields.pixels.gabor.above"

@@ -11,9 +11,11 @@ import numpy as np
 
 from sparsity.config import to_dict
 from sparsity.studies import draw
-from sparsity.studies.bricken2023.runs import (
+from sparsity.studies.bricken2023.runs import arm_sigma_seed
+from sparsity.studies.draw import Drawing, Runs, RunView
+from sparsity.studies.judge import Claim, Effect
+from sparsity.studies.records import (
     across,
-    arm_sigma_seed,
     decades,
     grid_by,
     measured,
@@ -23,8 +25,6 @@ from sparsity.studies.bricken2023.runs import (
     records_of,
     standard_error,
 )
-from sparsity.studies.draw import Drawing, Runs, RunView
-from sparsity.studies.judge import Claim, Effect
 from sparsity.studies.runner import Record, Row, Study
 
 TABLE_1 = Path("configs/bricken2023/table1_transformer.csv")  # as printed; studies run from the repository's root
@@ -131,7 +131,7 @@ def active_by_step(runs: Runs) -> Drawing:
             axis.axvline(removed(view), color="k", ls=":", lw=0.8)
         axis.set(title=f"layer {layer}", xlabel="step", yscale="log")
     axes[0].set_ylabel("active units")
-    axes[-1].legend(title="sigma")
+    draw.legend_beside(axes[-1], "sigma")
     return draw.done(figure)
 
 

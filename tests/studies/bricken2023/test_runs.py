@@ -1,11 +1,10 @@
-import math
-
 import pytest
 
 from launch.cli import load_study_config
 from sparsity.config import config_hash
 from sparsity.studies import draw
 from sparsity.studies.bricken2023 import runs
+from sparsity.studies.records import measured
 from sparsity.studies.runner import expand
 
 
@@ -24,16 +23,9 @@ def test_variant_sigma_and_seed_are_read_from_names_of_either_scale(name, expect
     assert runs.variant_sigma_seed(name) == expected
 
 
-def test_decades_of_what_is_not_positive_are_no_evidence():
-    assert runs.decades(1.0, 100.0) == pytest.approx(-2)
-    assert math.isnan(runs.decades(0.0, 1.0))
-    assert math.isnan(runs.decades(1.0, 0.0))
-    assert math.isnan(runs.decades(math.nan, 1.0))
-
-
 def test_an_effect_over_variants_takes_the_seeds_that_all_have(made):
     records = made("bricken2023/annealing", lambda variant, sigma, seed: {"accuracy": 0.5 + 0.1 * sigma})
-    difference = lambda pair: runs.measured(pair[1], "accuracy") - runs.measured(pair[0], "accuracy")
+    difference = lambda pair: measured(pair[1], "accuracy") - measured(pair[0], "accuracy")
     more = runs.over_variants(records, (("mlp", 0.0), ("mlp_annealed", 0.3)), difference)
     assert (more.value, more.n) == (pytest.approx(0.03), 8)
     assert runs.over_variants(records, (("mlp", 0.0), ("mlp_annealed", 3.0)), difference).n == 3
