@@ -49,8 +49,8 @@ def tiny_config():
 
 
 @pytest.fixture(scope="module")
-def tpu_devices():
-    """Four described TPU v5e chips, for compiling ahead of time: there is no TPU. Skips without libtpu."""
+def tpu_slice():
+    """tpu_slice("v5e:2x2"): described TPU chips, for compiling ahead of time: there is no TPU. Skips without libtpu."""
     pytest.importorskip("libtpu")
     from jax.experimental import topologies
     from jax.experimental.compilation_cache import compilation_cache
@@ -67,6 +67,12 @@ def tpu_devices():
             "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         }.items():
             patch.setenv(name, value)
-        yield list(topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices)
+        yield lambda name: list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
     jax.config.update("jax_enable_compilation_cache", True)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def tpu_devices(tpu_slice):
+    """Four TPU v5e chips."""
+    return tpu_slice("v5e:2x2")

@@ -51,10 +51,12 @@ from sparsity.recipes.bricken2023 import (
 from sparsity.recipes.li2022 import (
     BYT5_CLASSES,
     T5_SIZES,
+    t5_arm,
     t5_c4,
     t5_checkpoint,
     t5_model,
     t5_text,
+    t5_text_of,
     vit_digits,
     with_top_k,
 )

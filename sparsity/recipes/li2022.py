@@ -129,6 +129,20 @@ def t5_text(steps: int = 2000) -> ConfigDict:
     )
 
 
+def t5_text_of(size: str) -> ConfigDict:
+    """One of three T5s on Python's documentation: "small", "base" and "large", wider and deeper in proportion.
+
+    All units of all layers are measured on training batches every 50 steps, and on the test split at the end.
+    """
+    d_model, layers, d_ff = {"small": (32, 2, 256), "base": (64, 4, 512), "large": (96, 6, 768)}[size]
+    config = t5_text()
+    config.model.update({"d_model": d_model, "layers": layers, "decoder_layers": layers, "heads": d_model // 16})
+    config.model.mlp.d_ff = d_ff
+    config.every.update({"record": 50, "eval": 500, "checkpoint": 500, "speed": 50})
+    config.evals.names = ("language", "sparsity", "neurons")
+    return config
+
+
 def t5_c4(size: str = "base", path: str = "c4-prepared", vocabulary: str = "spiece.model") -> ConfigDict:
     """T5 v1.0 trained on C4 as Li et al. 2022 train it: T5X's `base_c4_pretrain` with dropout 0.1, as T5 had it.
 
@@ -198,6 +212,39 @@ def t5_checkpoint(model: Mapping[str, Any], classes: int, vocabulary: str | None
     )
     config.optimizer = ConfigDict({"learning_rate": 1e-3, "rule": {"name": "adafactor"}, "grad_clip": None})
     config.mesh.data, config.evals.batch = -1, 8
+    return config
+
+
+def t5_arm(
+    config: ConfigDict,
+    layers: int | None = None,
+    d_ff: int | None = None,
+    k: int | None = None,
+    without_skip: str | None = None,
+    seed: int = 0,
+) -> ConfigDict:
+    """A T5 of other sizes, of one seed, named by them: "t5_text_d64_l4_f512_seed0".
+
+    Args:
+      layers: of the encoder, and as many of the decoder (Li et al. 2022, Fig. 4a).
+      d_ff: hidden units of every MLP (Figs. 4b, 4c).
+      k: of Top-k in every MLP (Eq. 9, Fig. 6); "..._k16_seed0".
+      without_skip: the layer, "encoder_2", that has no connection around its MLP (Fig. B.5); "..._no_encoder_2_seed0".
+    """
+    config = config.copy_and_resolve_references()
+    model = config.model
+    if layers is not None:
+        model.layers = model.decoder_layers = layers
+    if d_ff is not None:
+        model.mlp.d_ff = d_ff
+    name = f"{config.name}_d{model.d_model}_l{model.layers}_f{model.mlp.d_ff}"
+    if k is not None:
+        config = with_top_k(config, k)
+        name += f"_k{k}"
+    if without_skip is not None:
+        config.model.without_skip = (without_skip,)
+        name += f"_no_{without_skip}"
+    config.name, config.seed = f"{name}_seed{seed}", seed
     return config
 
 

@@ -1,0 +1,73 @@
+import functools
+import json
+
+import numpy as np
+import pytest
+
+from launch.cli import load_study_config
+from sparsity.config import to_dict
+from sparsity.evals.result import Measure
+from sparsity.run import Outcome, Workdir
+from sparsity.studies.draw import RunView
+from sparsity.studies.li2022.runs import STACKS, arm_and_seed
+from sparsity.studies.runner import Record, expand
+from sparsity.writer import read_metrics
+
+STEPS = np.arange(0, 1000, 50)
+
+
+@functools.cache
+def configs(study):
+    return expand(load_study_config(study).sweep, "embedded")
+
+
+@pytest.fixture
+def ended(tmp_path):
+    """ended(study, share, accuracy=..., rates=..., broken=()): a record of every embedded run, as it might have ended.
+
+    `share(arm, layer, t)` is the share of nonzeros of a layer ("encoder_0") at time t in [0, 1]; that at 1 is the
+    held-out one too. `accuracy(arm, seed)` is held out, and .01 more on training batches. `rates(arm)` are the firing
+    rates of the first encoder layer. Runs whose name is in `broken` diverged.
+    """
+
+    def records(study, share, accuracy=lambda arm, seed: 0.5 + 0.001 * seed, rates=lambda arm: [0.05], broken=()):
+        out = []
+        for config in configs(study):
+            arm, seed = arm_and_seed(config.name)
+            names = [f"{stack}_{i}" for stack in STACKS for i in range(arm.layers)]
+            lines = [
+                {"kind": "train", "step": i, "loss": 1.0, "accuracy": accuracy(arm, seed) + 0.01} for i in range(40)
+            ]
+            for step in STEPS:
+                layers = {n: {"nonzero": share(arm, n, step / STEPS[-1]) + 1e-4 * seed} for n in names}
+                lines.append({"kind": "sparsity", "step": int(step), "layers": layers})
+            files = Workdir(tmp_path / config.name)
+            files.path.mkdir(parents=True)
+            files.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            if config.name in broken:
+                out.append(Record(config, files, Outcome("diverged", 1)))
+                continue
+            last = {f"nonzero.{n}": share(arm, n, 1.0) + 1e-4 * seed for n in names}
+            values = {"accuracy": accuracy(arm, seed), "nonzero.mean": float(np.mean(list(last.values()))), **last}
+            measures = tuple(Measure(name, value, 0.001, 100, "") for name, value in values.items())
+            arrays = {"firing_rates": {"encoder_0": list(rates(arm))}}
+            out.append(Record(config, files, Outcome("finished", 1000, measures, arrays)))
+        return out
+
+    return records
+
+
+@pytest.fixture
+def views():
+    """views(records): what figures are drawn of."""
+    return lambda records: {
+        r.config.name: RunView(r.outcome, read_metrics(r.files.metrics), to_dict(r.config)) for r in records
+    }
+
+
+@pytest.fixture
+def verdicts():
+    """verdicts(study, records): claim -> verdict."""
+    from sparsity.studies.judge import judge
+
+    return lambda study, records: {c.id: judge(c, records).verdict for c in study.claims}
