@@ -1,6 +1,6 @@
 """Restores a run's last checkpoint and evaluates it; the numbers are those of training, bit for bit.
 
-python -m launch.evaluate --workdir=W [--evals=accuracy,sparsity] [--out=F.json]
+python -m launch.evaluate --workdir=W [--evals=accuracy,sparsity] [--set=split=validation] [--out=F.json]
 """
 
 import dataclasses
@@ -17,13 +17,15 @@ from sparsity.writer import write_json
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of a run", required=True)
 _EVALS = flags.DEFINE_list("evals", [], f"evaluators, by default the config's; there are: {', '.join(EVALS)}")
+_SET = flags.DEFINE_multi_string("set", [], "key=value of the config's evals, such as batch=8; may be repeated")
 _OUT = flags.DEFINE_string("out", None, "also write the measures to this JSON file")
 
 
 def evaluate() -> int:
     """Prints the measures of the last checkpoint, and whether they equal the recorded ones."""
     files = run_lib.Workdir(_WORKDIR.value)
-    config = files.saved_config()
+    saved = files.saved_config()
+    config = run_lib.with_evals(saved, _SET.value) if _SET.value else saved
     names = tuple(_EVALS.value) or config.evals.names
     for name in names:
         lookup(EVALS, name, "evaluator")
@@ -31,13 +33,14 @@ def evaluate() -> int:
             raise ConfigError(f"--evals: {name} scores {TASKS[name]}, the run's task is {config.model.task}")
     if _OUT.value and not Path(_OUT.value).parent.is_dir():
         raise ConfigError(f"--out: no directory {Path(_OUT.value).parent}")
-    engine, state = run_lib.last_state(files)
+    engine, state = run_lib.last_state(files, config)
     result = run_lib.evaluate(engine.subject(state, config.evals.split), names)
     step, recorded = int(state.step), files.read_outcome()
     status = "unfinished" if recorded is None else recorded.status
     outcome = run_lib.Outcome(status, step, result.measures, result.arrays)
     print(report.text_table({config.name: outcome}))
-    print(f"checkpoint of step {step} of {config.steps}; {_against_record(recorded, outcome)}")
+    against = _against_record(recorded, outcome) if config == saved else f"with {', '.join(_SET.value)}"
+    print(f"checkpoint of step {step} of {config.steps}; {against}")
     if _OUT.value:
         record = {"step": step, "measures": [dataclasses.asdict(m) for m in result.measures]}
         write_json(Path(_OUT.value), record)

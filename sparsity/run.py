@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
 import fcntl
@@ -134,6 +135,24 @@ def run_config(section: Mapping[str, Any], chosen: Iterable[str] = ()) -> RunCon
     by name, say, drops the settings of the file's own.
     """
     return config_lib.build(RunConfig, config_lib.without_stale(RunConfig, section, frozenset(chosen)))
+
+
+def with_evals(config: RunConfig, settings: Iterable[str]) -> RunConfig:
+    """`config` with other settings of its evaluation, as text: `["split=validation", "rises=(0.01, 0.05)"]`.
+
+    Raises:
+      ConfigError: text that is no key=value, an unknown key, or a value that it cannot have.
+    """
+    section = config_lib.to_dict(config)
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"evals: {setting!r} is not key=value")
+        try:
+            section["evals"][key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):  # a word
+            section["evals"][key] = value
+    return run_config(section)
 
 
 def smoke(config: RunConfig) -> RunConfig:
@@ -344,13 +363,15 @@ class Engine:
         )
 
 
-def last_state(files: Workdir) -> tuple[Engine, TrainState]:
+def last_state(files: Workdir, config: RunConfig | None = None) -> tuple[Engine, TrainState]:
     """The engine of a workdir's run, and the state of its last checkpoint; nothing on disk changes.
+
+    `config` is the run's own unless its evaluation has other settings.
 
     Raises:
       WorkdirError: the workdir holds no run, or no checkpoint.
     """
-    engine = Engine(files.saved_config())
+    engine = Engine(config or files.saved_config())
     with Checkpoints(files.checkpoints, read_only=True) as checkpoints:
         if checkpoints.latest() is None:
             raise WorkdirError(f"workdir {files.path}: holds no checkpoint")

@@ -3,6 +3,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +21,18 @@ from sparsity.config import ConfigError, config_hash, differences, to_dict
 from sparsity.evals import EVALS, TASKS
 from sparsity.ops.noise import Gaussian
 from sparsity.ops.sparsifiers import Relu
-from sparsity.run import VALIDATION, Engine, Outcome, Workdir, WorkdirError, evaluate, run, run_config, smoke
+from sparsity.run import (
+    VALIDATION,
+    Engine,
+    Outcome,
+    Workdir,
+    WorkdirError,
+    evaluate,
+    run,
+    run_config,
+    smoke,
+    with_evals,
+)
 from sparsity.studies import report
 from sparsity.train.guard import Preempted
 from sparsity.writer import Progress, read_metrics
@@ -29,7 +41,7 @@ SPARSIFIER = "model.mlp.sparsifier"
 WITHOUT_ERROR = [["units", kind] for kind in ("above_0", "spread", "entropy", "flat")]
 NOT_OF_A_CLASSIFIER = (
     *("reconstruction", "language", "receptive_fields"),
-    *("exemplars", "noise_covariance", "noise_terms"),
+    *("exemplars", "noise_covariance", "noise_terms", "thresholds"),
 )
 
 
@@ -650,3 +662,24 @@ def test_configs_of_before_there_was_noise_keep_their_hash():
     noisy = config.copy_and_resolve_references()
     noisy.noise = ConfigDict({"name": "gaussian", "sigma": 0.1})
     assert config_hash(run_config(noisy)) != "3a309afb3b"
+
+
+def test_settings_of_the_evaluation_are_given_as_text(tiny_config):
+    config = run_config(tiny_config)
+    changed = with_evals(config, ["split=validation", "rises=(0.01, 0.05)", "dead_size=1e-3"])
+    assert (changed.evals.split, changed.evals.rises, changed.evals.dead_size) == ("validation", (0.01, 0.05), 1e-3)
+    assert dataclasses.replace(changed, evals=config.evals) == config
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("spilt=test", 'config.evals.spilt: unknown key; did you mean "split"?'),
+        ("batch", "evals: 'batch' is not key=value"),
+        ("batch=0", "config.evals.batch: must be at least 1, got 0"),
+        ("names=('acuracy',)", 'unknown evaluator "acuracy"; did you mean "accuracy"?'),
+    ],
+)
+def test_a_setting_of_the_evaluation_that_cannot_be_is_refused(tiny_config, setting, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        with_evals(run_config(tiny_config), [setting])

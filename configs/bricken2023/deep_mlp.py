@@ -7,7 +7,7 @@ Command: python -m launch.reproduce --study=bricken2023/deep_mlp --workdir=runs/
 One run: python -m launch.train --config=configs/bricken2023/deep_mlp.py:adam/1.5 --workdir=runs/one
 (OPTIMIZER/SIGMA, or `before2/1.5` and `before3/1.5` for noise in front of layer 2 or 3; `paper/...` at the paper's
 scale.)
-Hardware: 2 CPU cores, about 18 minutes; at the paper's scale 69 runs of 98,000 steps on a GPU or TPU.
+Hardware: 2 CPU cores, 25 minutes beside other work; at the paper's scale 69 runs of 98,000 steps on a GPU or TPU.
 Expected: paper: validation accuracy 91.5% (Adam), 92.0% (SGD) and 91.5% (SparseAdam) without noise, 92.3 to 92.7% at
 sigma .1 and .5, 91.5 to 92.3% at 10.
 assumed: noise of full size for the first quarter of training, annealed in the second, as in the paper; noise in front

@@ -73,8 +73,11 @@ def across(groups: Mapping[str, Mapping[int, Record]], value: Callable[..., floa
 
 
 def standard_error(values: Sequence[float]) -> float | None:
-    """Of the mean over seeds; None of a single one."""
-    return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
+    """Of the mean over seeds; None of a single one, 0 of equal ones."""
+    if len(values) < 2:
+        return None
+    # NumPy's deviation of equal numbers may be 1e-17.
+    return 0.0 if min(values) == max(values) else float(np.std(values, ddof=1) / math.sqrt(len(values)))
 
 
 def or_none(value: float) -> float | None:

@@ -103,6 +103,18 @@ def test_evaluate_prints_the_recorded_numbers_bit_for_bit(trained, tmp_path):
         assert measure == recorded[measure["name"]]
 
 
+def test_evaluate_takes_other_settings_of_the_evaluation_and_says_so(trained, tmp_path):
+    workdir, _ = trained
+    before = (workdir / "config.json").read_bytes()
+    options = ("--evals=accuracy", "--set=split=validation", "--set=batch=16", f"--out={tmp_path / 'e.json'}")
+    code, out, err = launch("evaluate", f"--workdir={workdir}", *options)
+    assert code == cli.DONE, err
+    assert "checkpoint of step 4 of 4; with split=validation, batch=16" in out
+    measures = json.loads((tmp_path / "e.json").read_text())["measures"]
+    assert all("validation examples" in m["definition"] for m in measures)
+    assert (workdir / "config.json").read_bytes() == before
+
+
 def test_a_users_mistake_is_one_line_and_exit_code_2(trained, tmp_path):
     workdir, _ = trained
     (tmp_path / "empty.py").write_text('"""No run."""\n')
@@ -123,6 +135,8 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(trained, tmp_path):
         ("train", [quick, f"--workdir={workdir}"], "made with another config"),
         ("evaluate", [f"--workdir={tmp_path / 'new'}"], "holds no run"),
         ("evaluate", [f"--workdir={workdir}", "--evals=acuracy"], 'did you mean "accuracy"?'),
+        ("evaluate", [f"--workdir={workdir}", "--set=spilt=test"], 'evals.spilt: unknown key; did you mean "split"?'),
+        ("evaluate", [f"--workdir={workdir}", "--set=batch"], "'batch' is not key=value"),
         ("reproduce", ["--study=quikstart", new], 'did you mean "quickstart"?'),
         ("reproduce", ["--study=quickstart", "--scale=paper", new], 'no scale "paper"'),
         ("reproduce", ["quickstart", "--study=quickstart", new], "unexpected argument 'quickstart'"),

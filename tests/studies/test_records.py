@@ -43,6 +43,7 @@ def test_an_effect_across_groups_has_a_replicate_for_each_seed_that_all_have():
     assert math.isnan(records.across({"one": one, "other": other | {1: DIVERGED}}, less).value)
     assert records.standard_error([1.0, 3.0]) == pytest.approx(1.0)
     assert records.standard_error([1.0]) is None
+    assert records.standard_error([0.9804469273743017] * 3) == 0
 
 
 def test_cells_without_a_value_are_empty():
