@@ -137,17 +137,14 @@ def run_config(section: Mapping[str, Any], chosen: Iterable[str] = ()) -> RunCon
     return config_lib.build(RunConfig, config_lib.without_stale(RunConfig, section, frozenset(chosen)))
 
 
-def with_evals(config: RunConfig, settings: Iterable[str]) -> RunConfig:
-    """`config` with other settings of its evaluation, as text: `["split=validation", "rises=(0.01, 0.05)"]`.
+def with_evals(config: RunConfig, settings: Mapping[str, str]) -> RunConfig:
+    """`config` with other settings of its evaluation, as text: `{"split": "validation", "rises": "(0.01, 0.05)"}`.
 
     Raises:
-      ConfigError: text that is no key=value, an unknown key, or a value that it cannot have.
+      ConfigError: an unknown key, or a value that it cannot have.
     """
     section = config_lib.to_dict(config)
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise ConfigError(f"evals: {setting!r} is not key=value")
+    for key, value in settings.items():
         try:
             section["evals"][key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):  # a word

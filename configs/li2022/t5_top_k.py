@@ -1,7 +1,7 @@
 """Li et al. 2022, Fig. 6 left: a Top-k T5 predicts as well as a dense one, from a small k on.
 
-Claim: L6 (T5's part: accuracy on training and on held-out text within a point of the dense network's at k = d_ff / 48
-and above; the paper's 64 of 3,072).
+Claim: L6 (T5's part: accuracy on training and on held-out text within a point of the dense network's from k = 64 on;
+of networks narrower than T5-Base from d_ff / 48 on).
 Command: python -m launch.reproduce --study=li2022/t5_top_k --workdir=runs/li2022
 One run: python -m launch.train --config=configs/li2022/t5_top_k.py:base/16 --workdir=runs/one
 (`base/dense` without Top-k, `paper/large/64` at the paper's scale.)

@@ -60,6 +60,8 @@ def make_predict(
         variables: Any, arrays: Batch, noisy: bool = False, step: int = 0, least: Any = None, cut: bool = False
     ) -> Predictions:
         tail, kind = "kept", SparsityStats
+        if cut and least is None:
+            raise ValueError("cut: there are no thresholds (least)")
         if least is not None:
             tail, kind, variables = "cut" if cut else "measured", TailStats, {**variables, TAIL: least}
         outputs, losses, stats = [], [], []

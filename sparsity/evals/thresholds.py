@@ -27,8 +27,9 @@ def thresholds(subject: Subject) -> Result:
     """Of each perplexity rise of `config.rises`: the share of hidden units kept, by layer, and the thresholds.
 
     A unit is cut off on a token if |h_i| ||w_i|| < eps, w_i its row of W_o. Every layer has the eps that makes the
-    relative error of its output, alone and on average, the same number c in all layers (found on `CALIBRATION` examples
-    of the validation split); c is the largest one whose perplexity, all layers cut, rises by no more than p%.
+    relative error of its output, alone and on average, the same number c in all layers, on `CALIBRATION` examples of
+    the validation split. c is the largest found, by halving, whose perplexity, all layers cut, is up by no more than
+    p%; if there is none, only zeros are cut off.
     """
     arrays = subject.source.model_input(subject.split.arrays())
     few = {key: x[:CALIBRATION] for key, x in subject.source.model_input(subject.load("validation").arrays()).items()}
@@ -36,8 +37,8 @@ def thresholds(subject: Subject) -> Result:
     whole = subject.predict(arrays)
     measures = []
     for rise in subject.config.rises:
-        error, cut = _largest_error(subject, arrays, curves, _nats(whole) + np.log1p(rise))
-        measures += _measures(rise, error, cut, np.expm1(_nats(cut) - _nats(whole)), curves, subject)
+        error, eps, cut = _largest_error(subject, arrays, curves, _nats(whole) + np.log1p(rise))
+        measures += _measures(rise, error, eps, cut, np.expm1(_nats(cut) - _nats(whole)), subject)
     return Result(tuple(measures), {"tail": {layer: curve.tolist() for layer, curve in curves.items()}})
 
 
@@ -58,22 +59,19 @@ def _curves(subject: Subject, few: Mapping[str, np.ndarray]) -> dict[str, np.nda
 
 
 def _largest_error(subject, arrays, curves, most: float):
-    """The largest error of every layer's output with which the loss stays within `most`, and its predictions."""
-
-    def cut_at(error):
-        eps = {layer: threshold(curve, error) for layer, curve in curves.items()}
-        return subject.predict(arrays, least=least(subject.params, eps), cut=True)
-
-    error, best = 0.0, None
+    """The largest error of every layer's output with which the loss stays within `most`, thresholds, predictions."""
+    cut_at = lambda eps: subject.predict(arrays, least=least(subject.params, eps), cut=True)
+    error, eps, best = 0.0, dict.fromkeys(curves, NONE), None
     low, high = np.log(ERRORS)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        found = cut_at(np.exp(middle))
+        tried = {layer: threshold(curve, np.exp(middle)) for layer, curve in curves.items()}
+        found = cut_at(tried)
         if _nats(found) <= most:
-            low, error, best = middle, float(np.exp(middle)), found
+            low, error, eps, best = middle, float(np.exp(middle)), tried, found
         else:
             high = middle
-    return error, best or cut_at(error)
+    return error, eps, best or cut_at(eps)
 
 
 def threshold(curve: np.ndarray, error: float) -> float:
@@ -134,37 +132,27 @@ def _nats(predictions) -> float:
     return float(predictions.losses.loss.sum() / predictions.losses.count.sum())
 
 
-def _measures(rise, error, cut, risen, curves, subject) -> list[Measure]:
-    """Shares kept, thresholds, the error of each layer's output and the rise that they make together."""
+def _measures(rise, error, eps, cut, risen, subject) -> list[Measure]:
+    """Shares kept, thresholds, the error that they make of each layer's output and the rise that they make together."""
     prefix, split = f"ppl_{100 * rise:g}", subject.config.split
+    few = min(CALIBRATION, len(subject.load("validation")))
     rule = (
-        f"largest cut with which perplexity on the {split} split rises by at most {100 * rise:g}% (Sparsing Law's "
-        f"PPL-{100 * rise:g}%), relative error of each layer's output {error:.3g}"
+        f"cut with which perplexity on the {split} split rises by at most {100 * rise:g}% (Sparsing Law's "
+        f"PPL-{100 * rise:g}%), relative error of each layer's output {error:.3g} on n {few} validation examples"
     )
     kept = {layer: mean_of_sums(s.examples, s.kept_sum, s.kept_sumsq) for layer, s in cut.stats.items()}
-    text = f"share of hidden units that are not cut off, tokens of an example averaged first, at the {rule}"
+    text = f"share of hidden units that are not cut off, mean over an example's tokens, then over n, at the {rule}"
     n = next(iter(kept.values()))[2]
     errors = [k[1] for k in kept.values()]
     bound = None if None in errors else float(np.mean(errors))
     mean = float(np.mean([k[0] for k in kept.values()]))
+    of_eps = f"cut off is what adds less than this (norm of h_i w_i) to the layer's output, at the {rule}"
     return [
         Measure(
             f"{prefix}.mean", mean, bound, n, f"mean over {len(kept)} layers of: {text}; the error is an upper bound"
         ),
         *(Measure(f"{prefix}.{layer}", *of_layer, text) for layer, of_layer in kept.items()),
-        *(
-            Measure(
-                f"{prefix}.eps.{layer}",
-                threshold(curve, error),
-                None,
-                n,
-                f"cut off is what adds less than this (norm of h_i w_i) to the layer's output, at the {rule}",
-                "",
-            )
-            for layer, curve in curves.items()
-        ),
+        *(Measure(f"{prefix}.eps.{layer}", value, None, few, of_eps, "") for layer, value in eps.items()),
         Measure(f"{prefix}.rise", risen, None, n, f"rise of perplexity, as a share of it, at the {rule}"),
-        Measure(
-            f"{prefix}.error", error, None, n, f"mean over tokens of ||y - y'|| / ||y||, y' of the tail cut off: {rule}"
-        ),
+        Measure(f"{prefix}.error", error, None, few, f"aim of ||y - y'|| / ||y||, y' without the tail: {rule}"),
     ]

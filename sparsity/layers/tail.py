@@ -28,7 +28,7 @@ class TailStats:
       examples: number of examples.
       kept_sum: share of hidden units that are not in the tail.
       kept_sumsq: its square.
-      error_sum: ||y - y'|| / ||y||, y the MLP's output and y' that without the tail; 0 where y' = y.
+      error_sum: ||y - y'|| / ||y||, y the MLP's output and y' that without the tail; 0 where nothing is lost.
       power_sum: mean over units of (|h_i| / least_i)^2, which is (|h_i| ||w_i|| / eps)^2.
     """
 
@@ -44,19 +44,24 @@ def without_tail(
 ) -> tuple[jax.Array, TailStats]:
     """What the MLP writes, of all of h (`ctx.tail` "measured") or without its tail ("cut"), and the statistics.
 
-    NaN is in no tail. `out` maps h to the MLP's output [B, L, D].
+    NaN is in no tail, and makes its example's statistics NaN. `out` maps h to the MLP's output [B, L, D]: W_o, a bias.
     """
-    kept_BxLxF = ~(jnp.abs(h_BxLxF) < least_F.astype(h_BxLxF.dtype))
+    kept_BxLxF = ~(jnp.abs(h_BxLxF).astype(jnp.float32) < least_F)
+    broken_BxL = jnp.isnan(h_BxLxF).any(-1)
     y_BxLxD, cut_BxLxD = out(h_BxLxF), out(jnp.where(kept_BxLxF, h_BxLxF, 0))
+    # W_o times the tail, less the bias: in half precision the difference of y and y' would be all rounding.
+    nothing = jnp.zeros((*(1,) * (h_BxLxF.ndim - 1), h_BxLxF.shape[-1]), h_BxLxF.dtype)
+    lost_BxLxD = out(jnp.where(kept_BxLxF, 0, h_BxLxF)) - out(nothing)
     norm = lambda x: jnp.linalg.norm(x.astype(jnp.float32), axis=-1)
-    lost_BxL = norm(y_BxLxD - cut_BxLxD)
+    lost_BxL = norm(lost_BxLxD)
     error_BxL = jnp.where(lost_BxL == 0, 0, lost_BxL / norm(y_BxLxD))
     power_BxL = jnp.mean((h_BxLxF.astype(jnp.float32) / least_F) ** 2, axis=-1)
     shares = (kept_BxLxF.mean(-1, dtype=jnp.float32), error_BxL, power_BxL)
+    shares = tuple(jnp.where(broken_BxL, jnp.nan, x) for x in shares)
     weight_B, (share_B, error_B, power_B) = _means_over_tokens(shares, ctx)
     total = lambda x_B: jnp.sum(jnp.where(weight_B > 0, x_B, 0) * weight_B)  # padding never counts, not even its NaN
     stats = TailStats(weight_B.sum(), total(share_B), total(share_B**2), total(error_B), total(power_B))
-    return (y_BxLxD if ctx.tail == "measured" else cut_BxLxD), stats
+    return {"measured": y_BxLxD, "cut": cut_BxLxD}[ctx.tail], stats
 
 
 def _means_over_tokens(shares: tuple[jax.Array, ...], ctx: Context) -> tuple[jax.Array, tuple[jax.Array, ...]]:

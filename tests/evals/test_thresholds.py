@@ -8,7 +8,7 @@ import pytest
 from sparsity.data.span_corruption import SpanCorruption
 from sparsity.evals.predict import make_predict
 from sparsity.evals.result import EvalConfig, Subject
-from sparsity.evals.thresholds import ERRORS, NONE, least, threshold, thresholds
+from sparsity.evals.thresholds import NONE, least, threshold, thresholds
 from sparsity.layers.mlp import MLPConfig
 from sparsity.layers.sparsify import Context
 from sparsity.layers.tail import LEAST
@@ -28,7 +28,7 @@ def source():
     return SpanCorruption(length=16).mock()
 
 
-def subject_of(source, model, rises=(0.01,)):
+def subject_of(source, model, rises=(0.01,), broken=False):
     mesh = make_mesh(MeshConfig(1, 1), jax.devices()[:1])
     module = model.build(source.classes)
     predict = make_predict(module, model.inputs, language, mesh, 16, keep_outputs=False)
@@ -37,6 +37,8 @@ def subject_of(source, model, rises=(0.01,)):
     rng = np.random.default_rng(0)
     # Large enough that a cut costs something.
     variables = jax.tree.map(lambda p: rng.normal(0, 0.5, p.shape).astype(p.dtype), shapes)
+    if broken:
+        variables["params"]["embedding"][:] = np.nan
     return Subject(
         predict=lambda arrays, **settings: predict(variables, arrays, **settings),
         source=source,
@@ -142,6 +144,14 @@ def test_rises_that_mean_nothing_are_refused(rises):
         dataclasses.replace(EvalConfig(names=()), rises=rises)
 
 
-def test_errors_are_sought_in_a_range_that_holds_all_shares():
-    assert 0 < ERRORS[0] < 1e-3
-    assert ERRORS[1] == 1
+def test_a_network_without_a_number_has_no_sparsity(source):
+    subject = subject_of(source, config(Relu(), gated=False), broken=True)
+    found = {m.name: m.value for m in thresholds(subject).measures}
+    assert np.isnan(found["ppl_1.mean"])
+    assert np.isnan(found["ppl_1.rise"])
+
+
+def test_thresholds_are_needed_to_cut(gelu):
+    subject, _ = gelu
+    with pytest.raises(ValueError, match="no thresholds"):
+        subject.predict(subject.source.model_input(subject.split.arrays()), cut=True)

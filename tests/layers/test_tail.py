@@ -54,7 +54,7 @@ def test_nan_is_never_in_the_tail():
     y, stats = without_tail(h, LEAST_OF(100.0), OUT, Context(tail="cut"))
     assert np.isnan(y[0, 0]).all()
     assert not np.isnan(y[0, 1]).any()
-    assert np.isnan(stats.error_sum)
+    assert np.isnan([stats.kept_sum, stats.kept_sumsq, stats.error_sum]).all()
 
 
 def test_an_infinite_threshold_cuts_a_unit_that_adds_nothing():
@@ -108,8 +108,22 @@ def test_a_threshold_that_only_zeros_are_below_keeps_what_is_recorded_as_nonzero
     assert float(cut[STATS][TAIL].error_sum) == 0
 
 
-def test_half_precision_compares_in_half_precision_and_counts_in_single():
-    h = jnp.asarray(H, jnp.bfloat16)
-    y, stats = without_tail(h, LEAST_OF(1.0), lambda h: h @ jnp.asarray(W, jnp.bfloat16), Context(tail="cut"))
+def test_a_small_error_in_half_precision_is_not_all_rounding():
+    """The tail is a ten-thousandth of h, and less than a step of bfloat16 of what is written."""
+    rng = np.random.default_rng(0)
+    w = jnp.asarray(rng.normal(size=(64, 16)), jnp.bfloat16)
+    large = rng.normal(size=(4, 8, 32))
+    h = jnp.asarray(np.concatenate([large, 1e-4 * rng.normal(size=(4, 8, 32))], -1), jnp.bfloat16)
+    least = jnp.where(jnp.arange(64) < 32, 0.0, 1.0)
+    y, stats = without_tail(h, least, lambda h: h @ w, Context(tail="cut"))
+    exact = np.asarray(h, np.float64) @ np.asarray(w, np.float64)
+    lost = np.asarray(h, np.float64)[..., 32:] @ np.asarray(w, np.float64)[32:]
+    expected = (np.linalg.norm(lost, axis=-1) / np.linalg.norm(exact, axis=-1)).mean(1).sum()
     assert y.dtype == jnp.bfloat16
-    assert stats.kept_sum.dtype == stats.error_sum.dtype == jnp.float32
+    # bfloat16 has 8 bits.
+    assert float(stats.error_sum) == pytest.approx(expected, rel=0.02)
+
+
+def test_other_ways_to_treat_the_tail_are_refused():
+    with pytest.raises(KeyError):
+        without_tail(H, LEAST_OF(1.0), OUT, Context(tail="cutt"))

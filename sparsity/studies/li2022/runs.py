@@ -6,22 +6,21 @@ claim's threshold was fixed before the runs.
 
 from __future__ import annotations
 
-import functools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from sparsity.studies import draw
 from sparsity.studies.draw import Drawing, RunView
-from sparsity.studies.judge import Claim, Effect
+from sparsity.studies.judge import Effect
 from sparsity.studies.records import Run, across, measured, named, records_of
 from sparsity.studies.runner import Record
 
 STACKS = ("encoder", "decoder")
-LAST = 5  # records on training batches, at the end of training, that a share on training data is the mean of
+LEARNS = 0.35  # of held-out target tokens: knowing a target's place alone predicts 30% of them, the byte before 28%
 _NAME = re.compile(r"_d(\d+)_l(\d+)_f(\d+)(?:_k(\d+))?(?:_no_(\w+?))?_seed(\d+)$")
 
 
@@ -69,9 +68,9 @@ def trajectory(run: Record | RunView) -> tuple[np.ndarray, dict[str, np.ndarray]
 
 
 def trained_shares(run: Record | RunView, stack: str) -> np.ndarray:
-    """Share of nonzeros on training batches by layer of a stack: mean of the last records."""
+    """Share of nonzeros on the training batch of the last step, by layer of a stack."""
     _, by_layer = trajectory(run)
-    found = [values[-LAST:].mean() for name, values in by_layer.items() if name.startswith(stack)]
+    found = [values[-1] for name, values in by_layer.items() if name.startswith(stack)]
     return np.array(found or [math.nan])
 
 
@@ -95,24 +94,18 @@ def over_arms(records: Sequence[Record], arms: Sequence[Arm], value: Callable[..
     return across({_text(arm): table.get(arm, {}) for arm in arms}, value)
 
 
-LEARNS = 0.2  # of the held-out target tokens: a sentinel in four of them is nearly certain whatever the text
-
-
-def seed_claim(arms: Sequence[Arm], value: Callable[..., float], **said: Any) -> Claim:
-    """The claim that says `said`, judged by `over_arms`."""
-    return Claim(unit="seed", measure=functools.partial(over_arms, arms=arms, value=value), **said)
-
-
 def _text(arm: Arm) -> str:
     words = [f"d_model {arm.d_model}", f"{arm.layers} layers", f"d_ff {arm.d_ff}"]
     words += [f"k {arm.k}"] * (arm.k is not None) + [f"no connection around {arm.without}"] * (arm.without is not None)
     return ", ".join(words)
 
 
-def by_depth(runs: Mapping[str, RunView], label: Callable[[Arm], str], factor: Callable[[Arm], float]) -> Drawing:
-    """Held-out shares of nonzeros times `factor`, layer by layer (log y), encoder and decoder; lines are arms.
+def by_depth(
+    runs: Mapping[str, RunView], label: Callable[[Arm], str], what: str, factor: Callable[[Arm], float]
+) -> Drawing:
+    """Held-out shares of nonzeros times `factor`, which are `what`, layer by layer (log y), encoder and decoder.
 
-    Mean over seeds; dots are seeds.
+    Lines are arms, their means over seeds; dots are seeds.
     """
     figure, axes = draw.panels(1, 2, sharey=True)
     table = by_arm(runs)
@@ -128,5 +121,6 @@ def by_depth(runs: Mapping[str, RunView], label: Callable[[Arm], str], factor: C
                 axis.plot(places, v, "o", color=color, ms=3, alpha=0.6)
         axis.set(title=stack, xlabel="layer, first to last", yscale="log")
         axis.set_xticks([0, 1], ["first", "last"])
+    axes[0].set_ylabel(what)
     draw.legend_beside(axes[0])
     return draw.done(figure)

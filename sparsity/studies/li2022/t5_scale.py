@@ -65,17 +65,18 @@ def table(records: Sequence[Record]) -> list[Row]:
 def by_layers(runs: Runs) -> Drawing:
     """Fig. 4a: nonzero share of each layer on held-out text, by depth (log y); dots are seeds, lines their mean."""
     chosen = set(depths(runs))
-    return by_depth(_of(runs, chosen), lambda arm: f"{arm.layers} layers", lambda arm: 1.0)
+    return by_depth(_of(runs, chosen), lambda arm: f"{arm.layers} layers", "nonzero (%)", lambda arm: 100.0)
 
 
 def by_width(runs: Runs) -> Drawing:
     """Fig. 4b: nonzero share of each layer on held-out text, by width (log y); dots are seeds, lines their mean."""
-    return by_depth(_of(runs, set(widths(runs))), lambda arm: f"d_ff {arm.d_ff}", lambda arm: 1.0)
+    return by_depth(_of(runs, set(widths(runs))), lambda arm: f"d_ff {arm.d_ff}", "nonzero (%)", lambda arm: 100.0)
 
 
 def count_by_width(runs: Runs) -> Drawing:
     """Fig. 4c: nonzeros per token and layer on held-out text, by width (log y); dots are seeds, lines their mean."""
-    return by_depth(_of(runs, set(widths(runs))), lambda arm: f"d_ff {arm.d_ff}", lambda arm: float(arm.d_ff))
+    label = lambda arm: f"d_ff {arm.d_ff}"
+    return by_depth(_of(runs, set(widths(runs))), label, "nonzeros per token", lambda arm: float(arm.d_ff))
 
 
 def _of(runs: Runs, arms: set[Arm]) -> Runs:
@@ -109,12 +110,16 @@ def _share_ratio(stack: str):
     return lambda a, b, small, large: decades(mean_share(b, stack), mean_share(a, stack))
 
 
+def _sparsest_ratio(stack: str):
+    return lambda a, b, small, large: decades(float(shares(b, stack).min()), float(shares(a, stack).min()))
+
+
 def _count_ratio(stack: str):
     return lambda a, b, small, large: decades(large.d_ff * mean_share(b, stack), small.d_ff * mean_share(a, stack))
 
 
 CLAIMS = tuple(
-    Claim(f"{id}.{stack}", where, f"{statement} ({stack})", effect, "seed", side, 0.0, measure(stack), id != "L3.count")
+    Claim(f"{id}.{stack}", where, f"{statement} ({stack})", effect, "seed", side, 0.0, measure(stack), True)
     for stack in STACKS
     for id, where, statement, effect, side, measure in (
         (
@@ -124,6 +129,14 @@ CLAIMS = tuple(
             "log10 of the held-out share of nonzeros, mean over layers, of the deepest network over the shallowest's",
             "below",
             lambda stack: _ends(depths, _share_ratio(stack)),
+        ),
+        (
+            "L3.sparsest",
+            "Fig. 4a",
+            "and sparser middle layers: first and last ones are denser, and more of the layers of shallow networks",
+            "log10 of the held-out share of nonzeros of the sparsest layer, the deepest network over the shallowest",
+            "below",
+            lambda stack: _ends(depths, _sparsest_ratio(stack)),
         ),
         (
             "L3.wider",

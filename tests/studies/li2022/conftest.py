@@ -34,7 +34,7 @@ def ended(tmp_path):
         out = []
         for config in configs(study):
             arm, seed = arm_and_seed(config.name)
-            names = [f"{stack}_{i}" for stack in STACKS for i in range(arm.layers)]
+            names = [f"{stack}_{i}" for stack in sorted(STACKS) for i in range(arm.layers)]
             lines = [
                 {"kind": "train", "step": i, "loss": 1.0, "accuracy": accuracy(arm, seed) + 0.01} for i in range(40)
             ]

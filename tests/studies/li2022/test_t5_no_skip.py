@@ -74,6 +74,19 @@ def test_the_figure_has_an_axis_for_each_layer_the_changed_one_in_bold(ended, vi
     assert [line.get_label() for line in axes[2].lines] == ["with", "without"]
 
 
+def test_a_layer_without_a_single_nonzero_is_no_evidence(ended, verdicts):
+    """Its change has no logarithm, and is not passed over as the largest one."""
+    share = lambda arm, layer, t: 0.0 if (layer == "decoder_5" and t > 0.5) else as_in_the_paper(arm, layer, t)
+    assert verdicts(T5_NO_SKIP, ended(STUDY, lambda *a: share(*a) - 0))["L15.most"] == "undecided"
+
+
+def test_runs_that_diverged_leave_an_empty_figure(ended, views):
+    gone = tuple(f"t5_text_d64_l8_f512_no_encoder_2_seed{seed}" for seed in range(3))
+    (figure,) = T5_NO_SKIP.figures.values()
+    (axis,) = figure(views(ended(STUDY, as_in_the_paper, broken=gone))).figure.axes
+    assert not axis.lines
+
+
 def test_findings_say_how_far_it_is_off(ended):
     first, second = findings(ended(STUDY, as_in_the_paper, worse))
     assert first.startswith("Without the connection around encoder_2 it ends with 50.0% nonzero instead of 20.0%")

@@ -29,7 +29,16 @@ def test_networks_of_the_opposite_kind_contradict_every_claim(ended, verdicts):
     """Denser with depth and with width."""
     share = lambda arm, layer, t: 0.01 * arm.layers if arm.d_ff == 512 else {128: 0.1, 2048: 0.2}[arm.d_ff]
     found = verdicts(T5_SCALE, ended(STUDY, share))
-    assert {found[f"L3.{c}.{s}"] for c in ("deeper", "wider") for s in ("encoder", "decoder")} == {"contradicted"}
+    assert {found[f"L3.{c}.{s}"] for c in ("deeper", "sparsest", "wider") for s in ("encoder", "decoder")} == {
+        "contradicted"
+    }
+
+
+def test_more_layers_in_the_middle_are_not_sparser_ones(ended, verdicts):
+    """First and last layers of 30%, 10% in between, whatever the depth: the mean falls, the sparsest layer does not."""
+    ends = lambda arm, layer: int(layer.split("_")[1]) in (0, arm.layers - 1)
+    found = verdicts(T5_SCALE, ended(STUDY, lambda arm, layer, t: 0.3 if ends(arm, layer) and arm.layers > 2 else 0.1))
+    assert found["L3.sparsest.encoder"] != "reproduced"
 
 
 def test_a_count_that_falls_contradicts_its_claim(ended, verdicts):
@@ -68,7 +77,7 @@ def test_figures_draw_depths_and_widths_apart(ended, views):
     assert [len(line.get_xdata()) for line in means("Nonzeros by layer and depth")] == [2, 4, 8]
     shares = [line.get_ydata()[0] for line in means("Nonzeros by layer and width")]
     counts = [line.get_ydata()[0] for line in means("Number of nonzeros by layer and width")]
-    np.testing.assert_allclose(counts, np.array(shares) * [128, 512, 2048])
+    np.testing.assert_allclose(counts, np.array(shares) / 100 * [128, 512, 2048])
 
 
 def test_findings_are_a_sentence_a_size(ended):
