@@ -6,8 +6,8 @@ Command: python -m launch.reproduce --study=bricken2023/alexnet --workdir=runs/b
 One run: python -m launch.train --config=configs/bricken2023/alexnet.py:adam/1.5 --workdir=runs/one
 (ARM/SIGMA: `adam`, `sgd` and `sparse_adam` train with noise at the pixels; `average` is Adam with average pooling,
 `convolutions` Adam with noise after the convolutions; `paper/...` at the paper's scale.)
-Hardware: 2 CPU cores, some 15 minutes for 21 runs, estimated from their FLOPs; at the paper's scale 87 runs of 171,500
-steps on a GPU or TPU.
+Hardware: 2 CPU cores, 21 runs, 25 minutes beside other work; at the paper's scale 87 runs of 171,500 steps on a GPU or
+TPU.
 Expected: paper: validation accuracy 81.5% (Adam), 71.0% (SGD) and 82.0% (SparseAdam) without noise; with it 54.0 to
 64.8%, 55.9 to 62.5% and 55.1 to 64.7%; 76 to 70% with noise after the convolutions; 100% on training data. Digits may
 well lose less: they are easier, and after the noise is gone every one is read a hundred times.

@@ -101,7 +101,7 @@ def accuracy_by_sigma(runs: Runs) -> Drawing:
         axes[0].plot(list(theirs), list(theirs.values()), "x", color=f"C{i}")
     sigma_axis(axes[0])
     axes[0].set(ylabel="test accuracy")
-    axes[0].legend()
+    draw.legend_beside(axes[0])
     return draw.done(figure)
 
 
@@ -149,11 +149,12 @@ def findings(records: Sequence[Record]) -> list[str]:
     for arm, label in ARMS.items():
         noisy = [row for row in rows if row["arm"] == arm and row["sigma"] > 0 and row["lost"] is not None]
         if noisy:
-            low, high = (100 * f(row["lost"] for row in noisy) for f in (min, max))
+            low, high = (f"{100 * f(row['lost'] for row in noisy):.1f}" for f in (min, max))
+            points = low if low == high else f"{low} to {high}"
             shares = [row[f"dead {layer}"] for row in noisy for layer in LAYERS if row[f"dead {layer}"] is not None]
             share = percent(float(np.mean(shares)) if shares else None)
             out.append(
-                f"{label[0].upper()}{label[1:]}: {low:.1f} to {high:.1f} points of test accuracy lost by noise at the "
+                f"{label[0].upper()}{label[1:]}: {points} points of test accuracy lost by noise at the "
                 f"start of training; {share} of the units dead, mean over layers and sigmas."
             )
     return out

@@ -128,7 +128,7 @@ def test_the_table_has_the_paper_s_numbers_beside_ours(made):
 
 def test_findings_name_the_arms(made):
     assert ALEXNET.findings(made())[1] == (
-        "SGD: 15.6 to 15.6 points of test accuracy lost by noise at the start of training; 0.0% of the units dead, "
+        "SGD: 15.6 points of test accuracy lost by noise at the start of training; 0.0% of the units dead, "
         "mean over layers and sigmas."
     )
 
