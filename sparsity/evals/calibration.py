@@ -1,4 +1,4 @@
-"""Expected calibration error and the reliability diagram (Guo et al. 2017; Li et al. 2022, Fig. 9)."""
+"""Calibration errors, Brier's score and the reliability diagram (Guo et al. 2017; Li et al. 2022, Fig. 9)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from sparsity.evals.result import Measure, Result, Subject
+from sparsity.evals.result import Measure, Result, Subject, mean_and_se
 
 _RESAMPLES = 1000
 
@@ -61,21 +61,61 @@ def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins
     return float(np.abs(gap).sum() / len(index))
 
 
+def adaptive_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:
+    """The same over bins of equally many examples, to one (Nguyen and O'Connor 2015), in the order of confidence.
+
+    Where most confidences are near 1, equal widths put them all into one bin. Equal ones stay in their order.
+
+    >>> adaptive_calibration_error(np.array([0.9, 1.0, 0.95, 0.8]), np.array([True, True, False, True]), 2)
+    0.3125
+
+    Raises:
+      ValueError: a confidence outside [0, 1] or NaN.
+    """
+    bin_index(confidence, bins)  # the same confidences are refused
+    order = np.argsort(confidence, kind="stable")
+    gap = (np.asarray(correct, np.float64) - np.asarray(confidence, np.float64))[order]
+    return float(sum(abs(part.sum()) for part in np.array_split(gap, bins)) / len(gap))
+
+
+def brier(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Brier's score (1950) of each example: sum over classes k of (p_k - [k is the label])^2, in [0, 2].
+
+    >>> brier(np.array([[0.0, 0.0]]), np.array([1]))
+    array([0.5])
+    """
+    p = np.exp(log_softmax(logits))
+    p[np.arange(len(p)), labels] -= 1
+    return (p**2).sum(-1)
+
+
 def calibration(subject: Subject) -> Result:
-    """ECE with a bootstrap standard error over examples, and the reliability diagram."""
-    clean, bins = subject.clean, subject.config.ece_bins
+    """ECE with equal widths and with equal numbers, Brier's score, and the reliability diagram.
+
+    Both errors have a bootstrap standard error over examples.
+    """
+    clean, bins, n = subject.clean, subject.config.ece_bins, len(subject.clean.labels)
     if not np.isfinite(clean.logits).all():
         text = "not computed: the model returned NaN or infinity"
-        return Result((Measure("ece", float("nan"), None, len(clean.labels), text),))
+        nothing = lambda name, unit: Measure(name, float("nan"), None, n, text, unit)
+        return Result((nothing("ece", "share"), nothing("ece_adaptive", "share"), nothing("brier", "")))
     confidence = np.minimum(np.exp(log_softmax(clean.logits).max(-1)), 1.0)
-    n = len(confidence)
     draws = np.random.default_rng(subject.seed).integers(0, n, (_RESAMPLES, n))
-    resampled = [expected_calibration_error(confidence[i], clean.correct[i], bins) for i in draws]
-    text = (
-        f"expected calibration error: sum over {bins} equal-width bins (lo, hi] of top-1 confidence of "
-        f"(n_bin/n) |accuracy - mean confidence|; standard error by {_RESAMPLES} bootstrap resamples of examples"
-    )
-    value = expected_calibration_error(confidence, clean.correct, bins)
+    by = f"of (n_bin/n) |accuracy - mean confidence|; standard error by {_RESAMPLES} bootstrap resamples of examples"
+    measures = []
+    for name, error, rule in (
+        ("ece", expected_calibration_error, f"{bins} equal-width bins (lo, hi] of top-1 confidence"),
+        (
+            "ece_adaptive",
+            adaptive_calibration_error,
+            f"{bins} bins of equally many examples, sorted by top-1 confidence,",
+        ),
+    ):
+        value = error(confidence, clean.correct, bins)
+        se = float(np.std([error(confidence[i], clean.correct[i], bins) for i in draws], ddof=1))
+        measures.append(Measure(name, value, se, n, f"expected calibration error: sum over {rule} {by}"))
+    text = "Brier's score: mean over examples of the sum over classes of (probability - 1 for the label, else 0)^2"
+    measures.append(Measure("brier", *mean_and_se(brier(clean.logits, clean.labels)), n, text, ""))
     diagram = reliability(confidence, clean.correct, bins)
     arrays = {f: getattr(diagram, f).tolist() for f in ("count", "confidence", "accuracy")}
-    return Result((Measure("ece", value, float(np.std(resampled, ddof=1)), n, text),), {"reliability": arrays})
+    return Result(tuple(measures), {"reliability": arrays})

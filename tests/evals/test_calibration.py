@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax as scipy_log_softmax
 
 from sparsity.evals.calibration import (
+    adaptive_calibration_error,
     bin_index,
+    brier,
     calibration,
     expected_calibration_error,
     log_softmax,
@@ -119,7 +121,7 @@ def test_the_evaluator_measures_the_split_and_draws_its_diagram(make_subject):
     cases = [(0.9, 0, 0), (0.9, 1, 0), (0.6, 2, 2), (0.6, 1, 1), (0.4, 0, 0)]
     subject = make_subject([with_confidence(p, k) for p, k, _ in cases], [y for *_, y in cases], ece_bins=5)
     result = calibration(subject)
-    (measure,) = result.measures
+    measure, *_ = result.measures
     # (.8, 1]: |1 - 1.8|; (.4, .6]: |2 - 1.2|, rounding puts .6 there or above; (.2, .4]: |1 - .4|.
     assert (measure.name, measure.n, measure.unit) == ("ece", 5, "share")
     assert measure.value == pytest.approx((0.8 + 0.8 + 0.6) / 5, abs=1e-6)
@@ -136,7 +138,7 @@ def test_the_standard_error_is_that_of_a_mean_where_one_bin_holds_all_examples(m
     rng = np.random.default_rng(0)
     logits = [with_confidence(0.95, 0)] * n
     labels = (rng.random(n) < 0.5).astype(int)
-    (measure,) = calibration(make_subject(logits, labels, ece_bins=10)).measures
+    measure, *_ = calibration(make_subject(logits, labels, ece_bins=10)).measures
     correct = labels == 0
     # One bin and a gap far from zero: ECE = 0.95 - accuracy, whose error is std / sqrt(n).
     assert measure.value == pytest.approx(0.95 - correct.mean(), abs=1e-6)
@@ -154,20 +156,78 @@ def test_a_model_that_returns_nan_has_no_calibration_and_the_measure_prints(make
     logits = np.zeros((4, 3), np.float32)
     logits[1, 2] = np.nan
     result = calibration(make_subject(logits))
-    (measure,) = result.measures
-    assert math.isnan(measure.value)
-    assert (measure.se, measure.n) == (None, 4)
-    assert "NaN" in measure.definition
+    assert [m.name for m in result.measures] == ["ece", "ece_adaptive", "brier"]
+    for measure in result.measures:
+        assert math.isnan(measure.value)
+        assert (measure.se, measure.n) == (None, 4)
+        assert "NaN" in measure.definition
     assert result.arrays == {}
-    assert str(measure) == "nan %"
+    assert str(result.measures[0]) == "nan %"
 
 
 def test_certainty_in_float32_is_a_confidence_of_one(make_subject):
-    (measure,) = calibration(make_subject([[1e4, 0, 0], [0, 1e4, 0]], [0, 0])).measures
+    measure, *_ = calibration(make_subject([[1e4, 0, 0], [0, 1e4, 0]], [0, 0])).measures
     assert measure.value == 0.5
 
 
 def test_an_infinite_logit_is_not_a_confidence_either(make_subject):
-    (ece,) = calibration(make_subject(np.array([[np.inf, 0.0, 0.0]]), np.array([0]))).measures
+    ece, *_ = calibration(make_subject(np.array([[np.inf, 0.0, 0.0]]), np.array([0]))).measures
     assert np.isnan(ece.value)
     assert "infinity" in ece.definition
+
+
+def test_adaptive_bins_of_a_case_computed_by_hand():
+    """Sorted: .2 .4 | .6 .8 | .9 .9 1, the larger bins first."""
+    confidence = np.array([0.9, 0.2, 0.8, 1.0, 0.4, 0.9, 0.6])
+    correct = np.array([True, False, True, False, True, True, False])
+    # Three bins of seven: 3, 2, 2: (.2 .4 .6), (.8 .9), (.9 1).
+    expected = (abs(1 - 1.2) + abs(2 - 1.7) + abs(1 - 1.9)) / 7
+    assert adaptive_calibration_error(confidence, correct, 3) == pytest.approx(expected, rel=1e-14)
+    # One bin is the gap of the means; as many bins as examples are |correct - confidence|.
+    assert adaptive_calibration_error(confidence, correct, 1) == pytest.approx(abs(4 - 4.8) / 7, rel=1e-14)
+    assert adaptive_calibration_error(confidence, correct, 7) == pytest.approx(np.abs(correct - confidence).mean())
+
+
+@hypothesis_settings
+@given(examples, st.sampled_from([1, 2, 7, 15]))
+def test_with_adaptive_bins_every_example_is_in_one_of_nearly_equal_bins(pairs, bins):
+    confidence, correct = (np.array(column) for column in zip(*pairs, strict=True))
+    order = sorted(range(len(confidence)), key=lambda i: confidence[i])  # stable, as the error's
+    size, extra = divmod(len(order), bins)
+    total, start = Fraction(0), 0
+    for j in range(bins):
+        stop = start + size + (j < extra)
+        total += abs(
+            sum((Fraction(bool(correct[i])) - Fraction(float(confidence[i])) for i in order[start:stop]), Fraction(0))
+        )
+        start = stop
+    assert adaptive_calibration_error(confidence, correct, bins) == pytest.approx(float(total / len(order)), abs=1e-14)
+
+
+def test_adaptive_bins_refuse_what_is_no_confidence():
+    with pytest.raises(ValueError, match="NaN is not a confidence"):
+        adaptive_calibration_error(np.array([0.5, np.nan]), np.array([True, True]))
+
+
+def test_briers_score_is_scikit_learns_and_of_two_classes_twice_the_squared_error():
+    from sklearn.metrics import brier_score_loss
+
+    logits, labels = np.random.default_rng(0).normal(0, 2, (50, 4)), np.random.default_rng(1).integers(0, 4, 50)
+    p = np.exp(scipy_log_softmax(logits, -1))
+    one_hot = np.eye(4)[labels]
+    assert brier(logits, labels).mean() == pytest.approx(((p - one_hot) ** 2).sum(1).mean(), rel=1e-12)
+    two = logits[:, :2]
+    positive = np.exp(scipy_log_softmax(two, -1))[:, 1]
+    assert brier(two, labels % 2).mean() == pytest.approx(2 * brier_score_loss(labels % 2, positive), rel=1e-12)
+    assert brier(np.array([[1e4, 0.0], [1e4, 0.0]]), np.array([0, 1])).tolist() == [0.0, 2.0]
+
+
+def test_the_evaluator_measures_both_errors_and_the_score(make_subject):
+    logits = [with_confidence(p, k) for p, k in ((0.9, 0), (0.8, 1), (0.6, 2), (0.5, 1))]
+    labels = [0, 0, 2, 1]
+    found = {m.name: m for m in calibration(make_subject(logits, labels, ece_bins=2)).measures}
+    assert found["ece_adaptive"].value == pytest.approx((abs(2 - 1.1) + abs(1 - 1.7)) / 4, abs=1e-6)
+    assert "2 bins of equally many examples" in found["ece_adaptive"].definition
+    assert found["brier"].value == pytest.approx(brier(np.array(logits), np.array(labels)).mean(), abs=1e-6)
+    assert found["brier"].unit == ""
+    assert found["brier"].se > 0
