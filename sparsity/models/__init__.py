@@ -16,12 +16,14 @@ from sparsity.models.convmixer import ConvMixerConfig
 from sparsity.models.deep_cnn import DeepCNNConfig
 from sparsity.models.deep_mlp import DeepMLPConfig
 from sparsity.models.gpt2 import GPT2Config
+from sparsity.models.mixer import MixerConfig
 from sparsity.models.mlp import MLPClassifierConfig
 from sparsity.models.t5 import T5Config
 from sparsity.models.vit import ViTConfig
 
 MODELS = {
     "vit": ViTConfig,
+    "mixer": MixerConfig,
     "gpt2": GPT2Config,
     "t5": T5Config,
     "deep_mlp": DeepMLPConfig,

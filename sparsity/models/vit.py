@@ -8,8 +8,10 @@ from typing import ClassVar, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sparsity import axes
+from sparsity.config import later
 from sparsity.layers.attention import SelfAttention
 from sparsity.layers.dense import dense, named
 from sparsity.layers.mlp import MLPConfig, SparseMLP, mlp_flops
@@ -30,6 +32,11 @@ class ViTConfig:
       pool: what the head reads: a class token, or the mean over tokens (gap).
       dropout: rate after the position embedding and after each attention and MLP output.
       dtype: compute dtype; parameters are float32.
+      positions: what is added to the patches: "learned", a vector each, the class token's included, or "sincos",
+        see `sincos`, and nothing to the class token.
+      representation: numbers of a tanh layer in front of the head (ImageNet-21k's recipe has as many as d_model); None
+        for no such layer.
+      head_bias: where the head's biases start; -10 in ImageNet-21k's recipe, whose loss is that of each class alone.
     """
 
     mlp: MLPConfig
@@ -40,6 +47,9 @@ class ViTConfig:
     pool: Literal["cls", "gap"] = "cls"
     dropout: float = 0.0
     dtype: Literal["float32", "bfloat16"] = "float32"
+    positions: Literal["learned", "sincos"] = later("learned")
+    representation: int | None = later(None)
+    head_bias: float = later(0.0)
 
     task: ClassVar[str] = "classification"
     inputs: ClassVar[tuple[str, ...]] = ("image",)
@@ -52,13 +62,19 @@ class ViTConfig:
             raise ValueError(f"heads: {self.heads} does not divide d_model {self.d_model}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: must be in [0, 1), got {self.dropout}")
+        if self.positions == "sincos" and self.d_model % 4:
+            raise ValueError(f"positions: sincos needs a d_model that 4 divides, got {self.d_model}")
+        if self.representation is not None and self.representation < 1:
+            raise ValueError(f"representation: must be at least 1, or None, got {self.representation}")
 
     def reduced(self, parts: int) -> ViTConfig:
         """Two narrow blocks of the same kind; `parts` devices split heads and hidden units."""
         heads = axes.narrowed(self.heads, parts, 2)
         d_model = heads * min(self.d_model // self.heads, 8)
         mlp, layers = self.mlp.reduced(parts), min(self.layers, 2)
-        return dataclasses.replace(self, mlp=mlp, d_model=d_model, layers=layers, heads=heads)
+        representation = None if self.representation is None else min(self.representation, 16)
+        sizes = {"d_model": d_model, "layers": layers, "heads": heads, "representation": representation}
+        return dataclasses.replace(self, mlp=mlp, **sizes)
 
     def build(self, classes: int) -> ViT:
         """The module that maps images to logits over `classes`."""
@@ -89,7 +105,8 @@ class ViTConfig:
         """
         length, d = self.tokens(shape), self.d_model
         patches = length - (self.pool == "cls")
-        total = 2.0 * (patches * self.patch**2 * shape[2] * d + d * classes) / length
+        head = d * classes if self.representation is None else (d + classes) * self.representation
+        total = 2.0 * (patches * self.patch**2 * shape[2] * d + head) / length
         for name, mlp in self.mlps().items():
             flops = mlp_flops(mlp, d, 1.0 if density is None else density[name])
             total += 8.0 * d * d + 4.0 * length * d + flops.first + flops.second_sparse
@@ -123,13 +140,17 @@ class ViT(nn.Module):
         cfg = self.config
         x_BxLxD = dense(cfg.d_model, ("patch", "embed"), dtype=cfg.dtype, name="embed")(patches(images, cfg.patch))
         batch, _, d_model = x_BxLxD.shape
+        if cfg.positions == "sincos":
+            grid = images.shape[1] // cfg.patch, images.shape[2] // cfg.patch
+            x_BxLxD = x_BxLxD + jnp.asarray(sincos(*grid, d_model), x_BxLxD.dtype)
         if cfg.pool == "cls":
             cls_1xD = self.param("cls", named(nn.initializers.zeros, "length", "embed"), (1, d_model))
             cls_Bx1xD = jnp.broadcast_to(cls_1xD.astype(x_BxLxD.dtype), (batch, 1, d_model))
             x_BxLxD = jnp.concatenate([cls_Bx1xD, x_BxLxD], axis=1)
-        position = named(nn.initializers.normal(0.02), "length", "embed")
-        position_LxD = self.param("position", position, x_BxLxD.shape[1:])
-        x_BxLxD = x_BxLxD + position_LxD.astype(x_BxLxD.dtype)
+        if cfg.positions == "learned":
+            position = named(nn.initializers.normal(0.02), "length", "embed")
+            position_LxD = self.param("position", position, x_BxLxD.shape[1:])
+            x_BxLxD = x_BxLxD + position_LxD.astype(x_BxLxD.dtype)
         x_BxLxD = nn.Dropout(cfg.dropout, deterministic=not ctx.train)(x_BxLxD)
         x_BxLxD = axes.constrain(x_BxLxD, ("batch", "length", "embed"))
         for name in cfg.mlps():
@@ -137,9 +158,33 @@ class ViT(nn.Module):
         x_BxLxD = layer_norm("norm", cfg.dtype)(x_BxLxD)
         x_BxD = x_BxLxD[:, 0] if cfg.pool == "cls" else x_BxLxD.mean(axis=1)
         precise = jnp.promote_types(x_BxD.dtype, jnp.float32)
-        names = ("embed", "classes")
-        head = dense(self.classes, names, kernel_init=nn.initializers.zeros, dtype=precise, name="head")
+        if cfg.representation is not None:
+            into = dense(cfg.representation, ("embed", "mlp"), dtype=cfg.dtype, name="representation")
+            x_BxD = jnp.tanh(into(x_BxD))
+        head = dense(
+            self.classes,
+            ("embed" if cfg.representation is None else "mlp", "classes"),
+            kernel_init=nn.initializers.zeros,
+            bias_init=nn.initializers.constant(cfg.head_bias),
+            dtype=precise,
+            name="head",
+        )
         return head(x_BxD.astype(precise))
+
+
+def sincos(rows: int, columns: int, d_model: int) -> np.ndarray:
+    """Positions [rows * columns, D] of a grid, row by row: sin, cos of the column, then of the row (Chen et al. 2021).
+
+    Each at D / 4 frequencies, from 1 down to 1 / 10,000, in a geometric series.
+
+    >>> sincos(1, 2, 4).round(3)
+    array([[0.   , 1.   , 0.   , 1.   ],
+           [0.841, 0.54 , 0.   , 1.   ]])
+    """
+    y, x = np.mgrid[:rows, :columns]
+    frequencies = 1e4 ** -np.linspace(0, 1, d_model // 4)
+    angles = [np.outer(place.ravel(), frequencies) for place in (x, y)]
+    return np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=1)
 
 
 def patches(images: jax.Array, side: int) -> jax.Array:

@@ -50,7 +50,10 @@ from sparsity.recipes.bricken2023 import (
 )
 from sparsity.recipes.li2022 import (
     BYT5_CLASSES,
+    MIXER_SIZES,
     T5_SIZES,
+    VIT_SIZES,
+    mixer_model,
     t5_arm,
     t5_c4,
     t5_checkpoint,
@@ -58,6 +61,7 @@ from sparsity.recipes.li2022 import (
     t5_text,
     t5_text_of,
     vit_digits,
+    vit_model,
     with_top_k,
 )
 from sparsity.recipes.price2024 import (

@@ -57,6 +57,59 @@ def vit_digits() -> ConfigDict:
     )
 
 
+# d_model, layers, heads and d_ff, by name (Dosovitskiy et al. 2021; Zhai et al. 2022); "B/16" has patches of 16 pixels.
+VIT_SIZES = {
+    "Ti": (192, 12, 3, 768),
+    "S": (384, 12, 6, 1536),
+    "B": (768, 12, 12, 3072),
+    "L": (1024, 24, 16, 4096),
+    "H": (1280, 32, 16, 5120),
+    "g": (1408, 40, 16, 6144),
+}
+
+
+def vit_model(name: str, sparsifier: str = "relu") -> ConfigDict:
+    """The model of a ViT: "B/16" is the size B of `VIT_SIZES` with patches of 16 pixels; ReLU as in Li et al. 2022.
+
+    Raises:
+      ValueError: there is no such size, or no patch.
+    """
+    size, _, patch = name.partition("/")
+    if size not in VIT_SIZES or not patch.isdigit():
+        raise ValueError(f'unknown ViT "{name}"; valid: SIZE/PATCH of the sizes {", ".join(VIT_SIZES)}')
+    d_model, layers, heads, d_ff = VIT_SIZES[size]
+    sizes = {"d_model": d_model, "layers": layers, "heads": heads, "patch": int(patch)}
+    return ConfigDict({"name": "vit", **sizes, "mlp": {"d_ff": d_ff, "sparsifier": {"name": sparsifier}}})
+
+
+# patch, d_model, layers, d_ff of the token MLPs and of the channel MLPs, by name (Tolstikhin et al. 2021, Table 1).
+MIXER_SIZES = {
+    "S/32": (32, 512, 8, 256, 2048),
+    "S/16": (16, 512, 8, 256, 2048),
+    "B/32": (32, 768, 12, 384, 3072),
+    "B/16": (16, 768, 12, 384, 3072),
+    "L/32": (32, 1024, 24, 512, 4096),
+    "L/16": (16, 1024, 24, 512, 4096),
+    "H/14": (14, 1280, 32, 640, 5120),
+}
+
+
+def mixer_model(size: str) -> ConfigDict:
+    """The model of an MLP-Mixer of `MIXER_SIZES`, with ReLU in place of GELU as Li et al. 2022 have it.
+
+    Matrices start at a truncated normal distribution of variance 1 / fan_in, biases at 0, as in the authors' code.
+
+    Raises:
+      ValueError: there is no such size.
+    """
+    if size not in MIXER_SIZES:
+        raise ValueError(f'unknown size of Mixer "{size}"; valid: {", ".join(MIXER_SIZES)}')
+    patch, d_model, layers, token, channel = MIXER_SIZES[size]
+    mlp = lambda d_ff: {"d_ff": d_ff, "sparsifier": {"name": "relu"}, "init": "t5"}
+    sizes = {"patch": patch, "d_model": d_model, "layers": layers}
+    return ConfigDict({"name": "mixer", **sizes, "mlp": mlp(channel), "token_mlp": mlp(token)})
+
+
 BYT5_CLASSES = 384
 # d_model, d_ff, layers of the encoder and of the decoder, heads and their size, by name; v1.0, v1.1 and ByT5.
 T5_SIZES = {

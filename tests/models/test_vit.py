@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
+from sparsity import recipes
 from sparsity.config import ConfigError, build
 from sparsity.evals.sparsity import by_layer
 from sparsity.layers.mlp import MLPConfig
 from sparsity.layers.sparsify import STATS, Context
 from sparsity.models import MODELS
-from sparsity.models.vit import ViTConfig, patches
+from sparsity.models.vit import ViTConfig, patches, sincos
 from sparsity.ops.sparsifiers import Gelu, Relu, TopK
 
 SHAPE, CLASSES = (4, 6, 3), 5
@@ -69,6 +70,38 @@ def test_vit_b_16_has_the_86_567_656_parameters_of_the_paper():
     assert sum(p.size for p in jax.tree.leaves(params)) == 86_567_656
 
 
+# With a class token and a head of 1,000 classes at 224 pixels, as timm counts its models.
+COUNTS = {"Ti/16": 5_717_416, "S/16": 22_050_664, "B/32": 88_224_232, "L/16": 304_326_632, "H/14": 632_045_800}
+
+
+@pytest.mark.parametrize("name", [*COUNTS, "g/14"])
+def test_sizes_have_the_parameters_of_the_published_ones(name):
+    config = build(ViTConfig, {k: v for k, v in recipes.vit_model(name, "gelu").items() if k != "name"})
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    params = jax.eval_shape(config.build(1000).init, jax.random.key(0), image, Context())
+    count = sum(p.size for p in jax.tree.leaves(params))
+    if name in COUNTS:
+        assert count == COUNTS[name]
+    else:  # Zhai et al. 2022, Table 2: 1,011 million
+        assert count / 1e6 == pytest.approx(1011, rel=0.005)
+
+
+@pytest.mark.parametrize("name", ["B", "B16", "X/16", "B/x"])
+def test_a_vit_that_does_not_exist_is_refused(name):
+    with pytest.raises(ValueError, match="valid: SIZE/PATCH of the sizes Ti, S, B, L, H, g"):
+        recipes.vit_model(name)
+
+
+def test_fixed_positions_by_hand():
+    """Column, then row, each at D / 4 = 2 frequencies, 1 and 1 / 10,000."""
+    got = sincos(2, 3, 8)
+    assert got.shape == (6, 8)
+    x, y = 2, 1  # the last of the second row
+    angles = [x, x / 1e4, y, y / 1e4]
+    expected = [*np.sin(angles[:2]), *np.cos(angles[:2]), *np.sin(angles[2:]), *np.cos(angles[2:])]
+    np.testing.assert_allclose(got[5], expected, rtol=1e-12)
+
+
 def forward(config, variables, **ctx):
     """Logits, and what was recorded, of the compiled forward pass."""
     context = Context(**ctx)
@@ -103,15 +136,19 @@ def reference(config, variables, phi):
     rows, columns = SHAPE[0] // side, SHAPE[1] // side
     cut = lambda i, j: images[:, i * side : (i + 1) * side, j * side : (j + 1) * side].reshape(len(images), -1)
     x = linear(p["embed"], np.stack([cut(i, j) for i in range(rows) for j in range(columns)], axis=1))
+    if config.positions == "sincos":
+        x = x + sincos(rows, columns, config.d_model)
     if config.pool == "cls":
         x = np.concatenate([np.broadcast_to(p["cls"], (len(x), 1, config.d_model)), x], axis=1)
-    x = x + np.asarray(p["position"])
+    if config.positions == "learned":
+        x = x + np.asarray(p["position"])
     for i in range(config.layers):
         block = p[f"block_{i}"]
         x = x + attention(block["attention"], norm(block["norm_attention"], x), config.heads)
         x = x + linear(block["mlp"]["wo"], phi(linear(block["mlp"]["wi"], norm(block["norm_mlp"], x))))
     x = norm(p["norm"], x)
-    return linear(p["head"], x[:, 0] if config.pool == "cls" else x.mean(1))
+    x = x[:, 0] if config.pool == "cls" else x.mean(1)
+    return linear(p["head"], x if config.representation is None else np.tanh(linear(p["representation"], x)))
 
 
 def top_4(z):
@@ -135,6 +172,21 @@ def test_the_logits_are_the_formula(pool, sparsifier, phi):
     logits, _ = forward(config, variables)
     # Some thirty float32 products deep, with values of size 10.
     np.testing.assert_allclose(logits, reference(config, variables, phi), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("pool", ["cls", "gap"])
+def test_fixed_positions_and_a_tanh_layer_are_the_formula(pool):
+    config = vit(pool=pool, positions="sincos", representation=7)
+    variables = randomised(config)
+    assert "position" not in variables["params"]
+    logits, _ = forward(config, variables)
+    np.testing.assert_allclose(logits, reference(config, variables, lambda z: np.maximum(z, 0)), rtol=1e-4, atol=1e-4)
+
+
+def test_the_heads_biases_start_where_they_are_told():
+    config = vit(head_bias=-10.0, layers=1)
+    fresh = flax.core.meta.unbox(jax.jit(config.build(CLASSES).init)(jax.random.key(0), IMAGES, Context()))
+    np.testing.assert_array_equal(forward(config, fresh)[0], np.full((3, CLASSES), -10))
 
 
 def test_a_fresh_model_knows_nothing():
@@ -237,6 +289,8 @@ def test_flops_with_a_nan_density_are_refused():
         ({"heads": 0}, "config.heads: must be at least 1, got 0"),
         ({"dropout": 1.0}, "config.dropout: must be in [0, 1), got 1.0"),
         ({"pool": "gip"}, 'config.pool: unknown choice "gip"; did you mean "gap"?'),
+        ({"positions": "sincos", "d_model": 6}, "config.positions: sincos needs a d_model that 4 divides, got 6"),
+        ({"representation": 0}, "config.representation: must be at least 1, or None, got 0"),
         ({"dtype": "float16"}, 'config.dtype: unknown choice "float16"; did you mean "bfloat16"?'),
     ],
 )
