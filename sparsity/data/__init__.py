@@ -1,6 +1,7 @@
 """The datasets, by name."""
 
 from sparsity.data.latents import Latents
+from sparsity.data.masked_text import MaskedText
 from sparsity.data.mock import MockText
 from sparsity.data.photos import Photos
 from sparsity.data.prepared import PreparedText
@@ -17,6 +18,7 @@ SOURCES = {
     "latents": Latents,
     "text": Text,
     "wikitext": WikiText,
+    "masked_text": MaskedText,
     "span_corruption": SpanCorruption,
     "prepared_text": PreparedText,
     "mock_text": MockText,

@@ -12,6 +12,7 @@ from typing import Any
 
 from sparsity.models.alexnet import AlexNetConfig
 from sparsity.models.autoencoder import AutoencoderConfig
+from sparsity.models.bert import BERTConfig
 from sparsity.models.convmixer import ConvMixerConfig
 from sparsity.models.deep_cnn import DeepCNNConfig
 from sparsity.models.deep_mlp import DeepMLPConfig
@@ -25,6 +26,7 @@ MODELS = {
     "vit": ViTConfig,
     "mixer": MixerConfig,
     "gpt2": GPT2Config,
+    "bert": BERTConfig,
     "t5": T5Config,
     "deep_mlp": DeepMLPConfig,
     "deep_cnn": DeepCNNConfig,

@@ -49,10 +49,12 @@ from sparsity.recipes.bricken2023 import (
     with_unit_norms,
 )
 from sparsity.recipes.li2022 import (
+    BERT_SIZES,
     BYT5_CLASSES,
     MIXER_SIZES,
     T5_SIZES,
     VIT_SIZES,
+    bert_model,
     mixer_model,
     t5_arm,
     t5_c4,

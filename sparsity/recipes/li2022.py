@@ -82,6 +82,24 @@ def vit_model(name: str, sparsifier: str = "relu") -> ConfigDict:
     return ConfigDict({"name": "vit", **sizes, "mlp": {"d_ff": d_ff, "sparsifier": {"name": sparsifier}}})
 
 
+# d_model, layers, heads and d_ff, by name (Devlin et al. 2019).
+BERT_SIZES = {"base": (768, 12, 12, 3072), "large": (1024, 24, 16, 4096)}
+
+
+def bert_model(size: str, dropout: float = 0.1) -> ConfigDict:
+    """The model of a BERT of `BERT_SIZES`, with ReLU in place of GELU as Li et al. 2022 have it.
+
+    Raises:
+      ValueError: there is no such size.
+    """
+    if size not in BERT_SIZES:
+        raise ValueError(f'unknown size of BERT "{size}"; valid: {", ".join(BERT_SIZES)}')
+    d_model, layers, heads, d_ff = BERT_SIZES[size]
+    mlp = {"d_ff": d_ff, "sparsifier": {"name": "relu"}, "init": "gpt2"}
+    sizes = {"d_model": d_model, "layers": layers, "heads": heads}
+    return ConfigDict({"name": "bert", **sizes, "dropout": dropout, "mlp": mlp})
+
+
 # patch, d_model, layers, d_ff of the token MLPs and of the channel MLPs, by name (Tolstikhin et al. 2021, Table 1).
 MIXER_SIZES = {
     "S/32": (32, 512, 8, 256, 2048),
