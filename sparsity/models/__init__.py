@@ -19,6 +19,7 @@ from sparsity.models.deep_mlp import DeepMLPConfig
 from sparsity.models.gpt2 import GPT2Config
 from sparsity.models.mixer import MixerConfig
 from sparsity.models.mlp import MLPClassifierConfig
+from sparsity.models.resnet import ResNetConfig
 from sparsity.models.t5 import T5Config
 from sparsity.models.vit import ViTConfig
 
@@ -32,6 +33,7 @@ MODELS = {
     "deep_cnn": DeepCNNConfig,
     "mlp": MLPClassifierConfig,
     "autoencoder": AutoencoderConfig,
+    "resnet": ResNetConfig,
     "alexnet": AlexNetConfig,
     "convmixer": ConvMixerConfig,
 }

@@ -56,6 +56,7 @@ from sparsity.recipes.li2022 import (
     VIT_SIZES,
     bert_model,
     mixer_model,
+    resnet_model,
     t5_arm,
     t5_c4,
     t5_checkpoint,

@@ -100,6 +100,23 @@ def bert_model(size: str, dropout: float = 0.1) -> ConfigDict:
     return ConfigDict({"name": "bert", **sizes, "dropout": dropout, "mlp": mlp})
 
 
+RESNETS = {18: ("basic", (2, 2, 2, 2)), 50: ("bottleneck", (3, 4, 6, 3))}  # kind and number of blocks, by depth
+
+
+def resnet_model(depth: int, width: int = 64) -> ConfigDict:
+    """The model of ResNet-18 or ResNet-50, `width` channels in the first stage (Li et al. 2022, Figs. B.3, B.4).
+
+    Raises:
+      ValueError: another depth.
+    """
+    if depth not in RESNETS:
+        raise ValueError(f"unknown ResNet {depth}; valid: {', '.join(map(str, RESNETS))}")
+    block, blocks = RESNETS[depth]
+    return ConfigDict(
+        {"name": "resnet", "block": block, "blocks": blocks, "width": width, "sparsifier": {"name": "relu"}}
+    )
+
+
 # patch, d_model, layers, d_ff of the token MLPs and of the channel MLPs, by name (Tolstikhin et al. 2021, Table 1).
 MIXER_SIZES = {
     "S/32": (32, 512, 8, 256, 2048),
