@@ -35,7 +35,7 @@ def drawn(seed: int, stream: int, indices: np.ndarray) -> np.ndarray:
 
     The finaliser of SplitMix64 (Steele et al. 2014), twice: of the index, and of that with the key of (seed, stream).
 
-    >>> drawn(0, 0, np.array([5, 6]))[0] == drawn(0, 0, np.array([6, 5]))[1]
+    >>> bool(drawn(0, 0, np.array([5, 6]))[0] == drawn(0, 0, np.array([6, 5]))[1])
     True
     """
     key = np.random.SeedSequence((seed, stream)).generate_state(1, np.uint64)[0]

@@ -63,10 +63,14 @@ class Context:
 
 @flax.struct.dataclass
 class Activated:
-    """Pre-activations z and activations h of one layer, both [B, ..., F]."""
+    """Pre-activations z and activations h of one layer, both [B, ..., F].
+
+    `weight_BxL` is 1 for real tokens, those between the first and the last axis, and 0 for padding; None counts all.
+    """
 
     z: jax.Array
     h: jax.Array
+    weight_BxL: jax.Array | None = None
 
 
 @flax.struct.dataclass
@@ -188,7 +192,7 @@ class Sparsify(nn.Module):
             slope = jax.jvp(phi, (z,), (jnp.ones_like(z),))[1] if self.sparsifier.elementwise else None
             self._hand_out(STATS, sparsity_stats(z, h, ctx.weight_B, slope, ctx.weight_BxL))
         if ctx.hand_out:
-            self._hand_out(ACTIVATIONS, Activated(z, h))
+            self._hand_out(ACTIVATIONS, Activated(z, h, ctx.weight_BxL))
         return h
 
     def _hand_out(self, collection: str, value: Any) -> None:

@@ -59,9 +59,17 @@ class L2(Penalty):
 
 
 def _over_layers(layers: Mapping[str, Activated], size) -> jax.Array:
-    """Sum over layers and units of size(h), mean over tokens: [B]."""
-    totals = [size(layer.h.astype(jnp.float32)).sum(-1) for layer in layers.values()]
-    return sum(total.reshape(len(total), -1).mean(-1) for total in totals)
+    """Sum over layers and units of size(h), mean over real tokens (0 if there are none): [B]."""
+    return sum(_mean(size(layer.h.astype(jnp.float32)).sum(-1), layer.weight_BxL) for layer in layers.values())
+
+
+def _mean(values: jax.Array, weight_BxL: jax.Array | None) -> jax.Array:
+    """Of values [B, ...] over the tokens of weight 1 [B]; not even NaN counts elsewhere."""
+    values_BxL = values.reshape(len(values), -1)
+    if weight_BxL is None:
+        return values_BxL.mean(-1)
+    real_BxL = weight_BxL > 0
+    return jnp.where(real_BxL, values_BxL, 0).sum(-1) / jnp.maximum(real_BxL.sum(-1), 1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -77,6 +77,15 @@ def test_all_axes_between_the_first_and_the_last_are_tokens(penalty, shape):
     np.testing.assert_allclose(penalty(None, None, {"layer": layer(h)}), expected, rtol=1e-6)
 
 
+def test_padding_counts_neither_in_the_sum_nor_in_the_mean():
+    h = np.random.default_rng(3).normal(size=(3, 4, 5)).astype(np.float32)
+    real = np.array([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]])
+    padded = np.where(real[:, :, None] > 0, h, np.nan)
+    got = L1(1.0)(None, None, {"layer": Activated(padded, jnp.asarray(padded), jnp.asarray(real))})
+    expected = [np.abs(h[0]).sum(-1).mean(), np.abs(h[1, :2]).sum(-1).mean(), 0]
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
 def test_bfloat16_activations_are_summed_in_float32():
     h = jnp.ones((1, 1000), jnp.bfloat16)  # bfloat16 cannot count past 256
     got = L1(1.0)(None, None, {"layer": Activated(h, h)})
