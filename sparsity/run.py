@@ -93,11 +93,13 @@ class RunConfig:
             raise ValueError(f"seed: must be at least 0, got {self.seed}")
         if self.batch % self.accumulate:
             raise ValueError(f"accumulate: {self.accumulate} does not divide the batch {self.batch}")
-        for name in self.evals.names:
-            if name not in EVALS:
-                raise ValueError(f'evals.names: unknown evaluator "{name}"{config_lib.nearest(name, EVALS)}')
-            if TASKS.get(name, self.model.task) != self.model.task:
-                raise ValueError(f"evals.names: {name} scores {TASKS[name]}, and the model's task is {self.model.task}")
+        for field in ("names", "during"):
+            for name in getattr(self.evals, field):
+                if name not in EVALS:
+                    raise ValueError(f'evals.{field}: unknown evaluator "{name}"{config_lib.nearest(name, EVALS)}')
+                if TASKS.get(name, self.model.task) != self.model.task:
+                    task = self.model.task
+                    raise ValueError(f"evals.{field}: {name} scores {TASKS[name]}, and the model's task is {task}")
         if self.data.classes is None and self.model.task == "classification":
             raise ValueError(f"data: {type(self.data).__name__} has no labels, and the model is a classifier")
         for name in self.model.inputs:
@@ -412,20 +414,22 @@ def _train_and_evaluate(engine: Engine, files: Workdir, progress: Progress) -> O
     config = engine.config
     with Checkpoints(files.checkpoints, config.keep) as checkpoints:
         meta = {"config": config_lib.to_dict(config)}
-        if checkpoints.latest() is None:
-            state, _ = engine.new_state()
-            checkpoints.save(0, state, meta)  # so that a last good checkpoint always exists
-        else:
-            state = engine.restore(checkpoints)
+        fresh = checkpoints.latest() is None
+        state = engine.new_state()[0] if fresh else engine.restore(checkpoints)
         start = int(jax.device_get(state.step))
         if start > config.steps:
             raise WorkdirError(f"config.steps: {config.steps} is below the {start} steps that {files.path} has done")
+        # Before a save is under way: data that are missing leave no checkpoint, and TFDS, which changes how modules are
+        # imported while it is, breaks the save's thread, which imports too.
+        batches = train_batches(config.data, config.batch, config.seed, start)
+        if fresh:
+            checkpoints.save(0, state, meta)  # so that a last good checkpoint always exists
         writer = MetricsWriter(files.metrics, start)
         progress.start(config.name, start, config.steps)
         try:
             state = train(
                 state,
-                train_batches(config.data, config.batch, config.seed, start),
+                batches,
                 engine.step(engine.placed, record=False),
                 engine.step(engine.placed, record=True),
                 engine.mesh,
@@ -470,7 +474,8 @@ def _hooks(engine, checkpoints: Checkpoints, meta, writer: MetricsWriter, progre
 
     def on_eval(step, state):
         subject = engine.subject(state, "validation")
-        measures = evaluate(subject, (VALIDATION[engine.config.model.task], "sparsity")).measures
+        always = (VALIDATION[engine.config.model.task], "sparsity")
+        measures = evaluate(subject, (*always, *engine.config.evals.during)).measures
         measures += neurons(subject).measures
         writer.write("validation", step, **{m.name: m.value for m in measures})
 

@@ -73,8 +73,17 @@ def finished(tmp_path_factory):
     config.model.d_model, config.model.layers, config.model.heads, config.model.mlp.d_ff = 16, 2, 2, 32
     config.every.record, config.every.eval, config.every.checkpoint, config.every.speed = 3, 3, 2, 2
     config.evals.names = tuple(name for name in EVALS if name not in NOT_OF_A_CLASSIFIER)
+    config.evals.during = ("calibration",)
     workdir = tmp_path_factory.mktemp("finished") / "w"
     return config, workdir, run(run_config(config), workdir, Quiet())
+
+
+def test_evaluators_of_the_validation_split_may_run_during_training_too(finished):
+    _, workdir, _ = finished
+    lines = [line for line in read_metrics(workdir / "metrics.jsonl") if line["kind"] == "validation"]
+    assert len(lines) >= 2
+    for line in lines:
+        assert {"accuracy", "nonzero.mean", "dead.mean", "ece", "ece_adaptive", "brier"} <= line.keys()
 
 
 DEEP = {
@@ -359,6 +368,8 @@ def test_an_unwritable_workdir_is_one_line(tmp_path, tiny_config):
         ({"model.patch": 3}, "config.model.patch: 3 does not divide the image's 8x8 pixels"),
         ({"model.pool": "max"}, 'config.model.pool: unknown choice "max"; '),
         ({"evals.names": ("acuracy",)}, 'config.evals.names: unknown evaluator "acuracy"; did you mean "accuracy"?'),
+        ({"evals.during": ("calibratio",)}, 'config.evals.during: unknown evaluator "calibratio"; did you mean'),
+        ({"evals.during": ("language",)}, "config.evals.during: language scores language, and the model's task is"),
         ({"accumulate": 5}, "config.accumulate: 5 does not divide the batch 32"),
         ({"steps": 0}, "config.steps: must be at least 1"),
         ({"name": "a/b"}, "config.name: letters, digits"),

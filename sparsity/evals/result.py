@@ -73,6 +73,7 @@ class EvalConfig:
       dead_size: a unit is dead by Bricken et al.'s definition if its |h| sum to less than this over an epoch.
       dead_rate: it is by the Sparsing Law's if it is nonzero on less than this share of tokens.
       rises: of perplexity, as shares of it: what cutting off the tail of every h may cost (evaluator `thresholds`).
+      during: evaluators of the validation split while training, beside those that always are.
     """
 
     names: tuple[str, ...]
@@ -84,6 +85,7 @@ class EvalConfig:
     dead_size: float = later(1e-5)
     dead_rate: float = later(1e-3)
     rises: tuple[float, ...] = later((0.01,))
+    during: tuple[str, ...] = later(())
 
     def __post_init__(self):
         if self.batch < 1:

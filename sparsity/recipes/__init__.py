@@ -63,6 +63,7 @@ from sparsity.recipes.li2022 import (
     t5_model,
     t5_text,
     t5_text_of,
+    vit_arm,
     vit_digits,
     vit_model,
     with_top_k,

@@ -145,6 +145,24 @@ def mixer_model(size: str) -> ConfigDict:
     return ConfigDict({"name": "mixer", **sizes, "mlp": mlp(channel), "token_mlp": mlp(token)})
 
 
+def vit_arm(config: ConfigDict, k: int | None = None, noise: float = 0.0, seed: int = 0) -> ConfigDict:
+    """A classifier of one seed, named by what it has: "vit_digits_k21_noise0.4_seed0".
+
+    Args:
+      k: of Top-k in every MLP (Li et al. 2022, Eq. 9); None: dense.
+      noise: share of the training labels that is drawn anew (Sec. 4.3), by a seed of its own, the run's.
+    """
+    config = config.copy_and_resolve_references()
+    name = config.name
+    if k is not None:
+        config = with_top_k(config, k)
+        name += f"_k{k}"
+    if noise:
+        config.data = ConfigDict({"name": "noisy_labels", "of": config.data, "share": noise, "seed": seed})
+    config.name, config.seed = f"{name}_noise{noise:g}_seed{seed}", seed
+    return config
+
+
 BYT5_CLASSES = 384
 # d_model, d_ff, layers of the encoder and of the decoder, heads and their size, by name; v1.0, v1.1 and ByT5.
 T5_SIZES = {

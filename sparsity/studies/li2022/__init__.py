@@ -4,6 +4,7 @@ from sparsity.studies.li2022.t5_no_skip import T5_NO_SKIP
 from sparsity.studies.li2022.t5_prevalence import T5_PREVALENCE
 from sparsity.studies.li2022.t5_scale import T5_SCALE
 from sparsity.studies.li2022.t5_top_k import T5_TOP_K
+from sparsity.studies.li2022.table1 import TABLE_1
 from sparsity.studies.li2022.theorem import THEOREM
 
-LI2022 = (T5_PREVALENCE, T5_SCALE, T5_TOP_K, T5_NO_SKIP, THEOREM)
+LI2022 = (T5_PREVALENCE, T5_SCALE, T5_TOP_K, T5_NO_SKIP, TABLE_1, THEOREM)
