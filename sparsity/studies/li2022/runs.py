@@ -13,13 +13,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sparsity.models.t5 import DECODER, ENCODER
 from sparsity.studies import draw
 from sparsity.studies.draw import Drawing, RunView
 from sparsity.studies.judge import Effect
 from sparsity.studies.records import Run, across, measured, named, records_of
 from sparsity.studies.runner import Record
 
-STACKS = ("encoder", "decoder")
+STACKS = (ENCODER, DECODER)
 LEARNS = 0.35  # of held-out target tokens: knowing a target's place alone predicts 30% of them, the byte before 28%
 _NAME = re.compile(r"_d(\d+)_l(\d+)_f(\d+)(?:_k(\d+))?(?:_no_(\w+?))?_seed(\d+)$")
 
@@ -100,7 +101,7 @@ def _text(arm: Arm) -> str:
     return ", ".join(words)
 
 
-def by_depth(
+def layer_by_layer(
     runs: Mapping[str, RunView], label: Callable[[Arm], str], what: str, factor: Callable[[Arm], float]
 ) -> Drawing:
     """Held-out shares of nonzeros times `factor`, which are `what`, layer by layer (log y), encoder and decoder.

@@ -13,7 +13,7 @@ from sparsity.studies.judge import Claim, Effect
 from sparsity.studies.li2022.runs import (
     STACKS,
     by_arm,
-    by_depth,
+    layer_by_layer,
     over_arms,
     shares,
     train_accuracy,
@@ -86,7 +86,7 @@ def nonzero_by_step(runs: Runs) -> Drawing:
 
 def sizes(runs: Runs) -> Drawing:
     """Figs. 2e, 2f: nonzero share of each layer on held-out text, by size (log y); dots are seeds, lines their mean."""
-    return by_depth(runs, lambda arm: f"{arm.layers} layers of d_ff {arm.d_ff}", "nonzero (%)", lambda arm: 100.0)
+    return layer_by_layer(runs, lambda arm: f"{arm.layers} layers of d_ff {arm.d_ff}", "nonzero (%)", lambda arm: 100.0)
 
 
 def held_out(runs: Runs) -> Drawing:

@@ -8,7 +8,7 @@ import numpy as np
 
 from sparsity.studies.draw import Drawing, Runs
 from sparsity.studies.judge import Claim, Effect
-from sparsity.studies.li2022.runs import STACKS, Arm, by_arm, by_depth, over_arms, shares, train_accuracy
+from sparsity.studies.li2022.runs import STACKS, Arm, by_arm, layer_by_layer, over_arms, shares, train_accuracy
 from sparsity.studies.records import decades, measured, named, or_none, percent, standard_error
 from sparsity.studies.runner import Record, Row, Study
 
@@ -65,18 +65,20 @@ def table(records: Sequence[Record]) -> list[Row]:
 def by_layers(runs: Runs) -> Drawing:
     """Fig. 4a: nonzero share of each layer on held-out text, by depth (log y); dots are seeds, lines their mean."""
     chosen = set(depths(runs))
-    return by_depth(_of(runs, chosen), lambda arm: f"{arm.layers} layers", "nonzero (%)", lambda arm: 100.0)
+    return layer_by_layer(_of(runs, chosen), lambda arm: f"{arm.layers} layers", "nonzero (%)", lambda arm: 100.0)
 
 
 def by_width(runs: Runs) -> Drawing:
     """Fig. 4b: nonzero share of each layer on held-out text, by width (log y); dots are seeds, lines their mean."""
-    return by_depth(_of(runs, set(widths(runs))), lambda arm: f"d_ff {arm.d_ff}", "nonzero (%)", lambda arm: 100.0)
+    return layer_by_layer(
+        _of(runs, set(widths(runs))), lambda arm: f"d_ff {arm.d_ff}", "nonzero (%)", lambda arm: 100.0
+    )
 
 
 def count_by_width(runs: Runs) -> Drawing:
     """Fig. 4c: nonzeros per token and layer on held-out text, by width (log y); dots are seeds, lines their mean."""
     label = lambda arm: f"d_ff {arm.d_ff}"
-    return by_depth(_of(runs, set(widths(runs))), label, "nonzeros per token", lambda arm: float(arm.d_ff))
+    return layer_by_layer(_of(runs, set(widths(runs))), label, "nonzeros per token", lambda arm: float(arm.d_ff))
 
 
 def _of(runs: Runs, arms: set[Arm]) -> Runs:
