@@ -129,6 +129,9 @@ def test_the_table_stands_beside_the_papers(ended):
     assert rows[None, 0.8]["accuracy, paper"] == 0.2535
     assert rows[21, 0.8]["accuracy, paper"] == 0.3080
     assert rows[11, 0.0]["accuracy, paper"] is None
+    assert [rows[k, 0.0]["shot, paper"] for k in (None, 21)] == [0.3856, 0.4068]
+    assert [rows[k, 0.0]["ece, paper"] for k in (None, 21)] == [0.0842, 0.0748]
+    assert rows[21, 0.8]["gaussian, paper"] is None
     assert rows[21, 0.8]["accuracy"] == pytest.approx(0.5 + 4e-4)
     assert rows[None, 0.8]["fall"] == pytest.approx(0.6 - 0.5)
     assert rows[None, 0.0]["train"] == pytest.approx(0.99)
