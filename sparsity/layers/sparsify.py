@@ -164,6 +164,18 @@ def sparsity_stats(
     )
 
 
+def mean_over_tokens(values: jax.Array, weight_BxL: jax.Array | None) -> jax.Array:
+    """Of values [B, ...], mean over the tokens of each example whose weight is above 0 (None: all) [B].
+
+    Nothing elsewhere counts, not even NaN; 0 where an example has no token.
+    """
+    values_BxL = values.reshape(len(values), -1)
+    if weight_BxL is None:
+        return values_BxL.mean(-1)
+    real_BxL = weight_BxL > 0
+    return jnp.where(real_BxL, values_BxL, 0).sum(-1) / jnp.maximum(real_BxL.sum(-1), 1)
+
+
 def _histogram(z_BxLxF: jax.Array, weight_BxL: jax.Array) -> jax.Array:
     lo, hi, bins = HISTOGRAM_EDGES[0], HISTOGRAM_EDGES[-1], len(HISTOGRAM_EDGES) - 1
     position = jnp.floor((z_BxLxF - lo) * (bins / (hi - lo)))

@@ -14,7 +14,7 @@ import flax
 import jax
 import jax.numpy as jnp
 
-from sparsity.layers.sparsify import Context
+from sparsity.layers.sparsify import Context, mean_over_tokens
 
 TAIL = "tail"  # the variable collection of thresholds, and the name that `TailStats` are sown under
 LEAST = "least"  # in it: of each unit, the smallest |h_i| that is not cut, eps / ||w_i|| [F]
@@ -57,19 +57,10 @@ def without_tail(
     error_BxL = jnp.where(lost_BxL == 0, 0, lost_BxL / norm(y_BxLxD))
     power_BxL = jnp.mean((h_BxLxF.astype(jnp.float32) / least_F) ** 2, axis=-1)
     shares = (kept_BxLxF.mean(-1, dtype=jnp.float32), error_BxL, power_BxL)
-    shares = tuple(jnp.where(broken_BxL, jnp.nan, x) for x in shares)
-    weight_B, (share_B, error_B, power_B) = _means_over_tokens(shares, ctx)
+    share_B, error_B, power_B = (mean_over_tokens(jnp.where(broken_BxL, jnp.nan, x), ctx.weight_BxL) for x in shares)
+    weight_B = jnp.ones_like(share_B) if ctx.weight_B is None else ctx.weight_B.astype(jnp.float32)
+    if ctx.weight_BxL is not None:
+        weight_B = weight_B * (ctx.weight_BxL > 0).any(-1)
     total = lambda x_B: jnp.sum(jnp.where(weight_B > 0, x_B, 0) * weight_B)  # padding never counts, not even its NaN
     stats = TailStats(weight_B.sum(), total(share_B), total(share_B**2), total(error_B), total(power_B))
     return {"measured": y_BxLxD, "cut": cut_BxLxD}[ctx.tail], stats
-
-
-def _means_over_tokens(shares: tuple[jax.Array, ...], ctx: Context) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """The weights of examples [B], 0 without a real token, and the means of each share [B, ...] over an example's."""
-    batch = len(shares[0])
-    shares = [x.reshape(batch, -1) for x in shares]
-    real_BxL = jnp.ones_like(shares[0]) if ctx.weight_BxL is None else ctx.weight_BxL.astype(jnp.float32)
-    weight_B = jnp.ones(batch, jnp.float32) if ctx.weight_B is None else ctx.weight_B.astype(jnp.float32)
-    tokens_B = real_BxL.sum(1)
-    means = (jnp.where(real_BxL > 0, x, 0).sum(1) / jnp.maximum(tokens_B, 1) for x in shares)
-    return weight_B * (tokens_B > 0), tuple(means)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sparsity.layers.sparsify import Activated
+from sparsity.layers.sparsify import Activated, mean_over_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,16 +60,8 @@ class L2(Penalty):
 
 def _over_layers(layers: Mapping[str, Activated], size) -> jax.Array:
     """Sum over layers and units of size(h), mean over real tokens (0 if there are none): [B]."""
-    return sum(_mean(size(layer.h.astype(jnp.float32)).sum(-1), layer.weight_BxL) for layer in layers.values())
-
-
-def _mean(values: jax.Array, weight_BxL: jax.Array | None) -> jax.Array:
-    """Of values [B, ...] over the tokens of weight 1 [B]; not even NaN counts elsewhere."""
-    values_BxL = values.reshape(len(values), -1)
-    if weight_BxL is None:
-        return values_BxL.mean(-1)
-    real_BxL = weight_BxL > 0
-    return jnp.where(real_BxL, values_BxL, 0).sum(-1) / jnp.maximum(real_BxL.sum(-1), 1)
+    totals = ((size(layer.h.astype(jnp.float32)).sum(-1), layer.weight_BxL) for layer in layers.values())
+    return sum(mean_over_tokens(total, weight_BxL) for total, weight_BxL in totals)
 
 
 @dataclasses.dataclass(frozen=True)
