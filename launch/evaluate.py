@@ -1,4 +1,4 @@
-"""Restores a run's last checkpoint and evaluates it; the numbers are those of training, bit for bit.
+"""Restores a run's last checkpoint and evaluates it; without --set the numbers are those of training, bit for bit.
 
 python -m launch.evaluate --workdir=W [--evals=accuracy,sparsity] [--set=split=validation] [--out=F.json]
 """

@@ -38,7 +38,7 @@ def thresholds(subject: Subject) -> Result:
     measures = []
     for rise in subject.config.rises:
         error, eps, cut = _largest_error(subject, arrays, curves, _nats(whole) + np.log1p(rise))
-        measures += _measures(rise, error, eps, cut, np.expm1(_nats(cut) - _nats(whole)), subject)
+        measures += _measures(rise, error, eps, cut, np.expm1(_nats(cut) - _nats(whole)), subject, few)
     return Result(tuple(measures), {"tail": {layer: curve.tolist() for layer, curve in curves.items()}})
 
 
@@ -80,9 +80,8 @@ def threshold(curve: np.ndarray, error: float) -> float:
     Below the smallest error that was made it is the largest threshold that made none, and `NONE` if all made one.
     """
     eps, errors, _ = curve
-    errors = np.maximum.accumulate(
-        errors
-    )  # a larger tail may cancel; the smallest threshold that makes an error counts
+    # A larger tail may cancel: the smallest threshold that makes an error counts.
+    errors = np.maximum.accumulate(errors)
     above = int(np.searchsorted(errors, error, side="right"))
     if above == 0:
         return NONE
@@ -132,10 +131,10 @@ def _nats(predictions) -> float:
     return float(predictions.losses.loss.sum() / predictions.losses.count.sum())
 
 
-def _measures(rise, error, eps, cut, risen, subject) -> list[Measure]:
+def _measures(rise, error, eps, cut, risen, subject, calibrated) -> list[Measure]:
     """Shares kept, thresholds, the error that they make of each layer's output and the rise that they make together."""
     prefix, split = f"ppl_{100 * rise:g}", subject.config.split
-    few = min(CALIBRATION, len(subject.load("validation")))
+    few = len(next(iter(calibrated.values())))
     rule = (
         f"cut with which perplexity on the {split} split rises by at most {100 * rise:g}% (Sparsing Law's "
         f"PPL-{100 * rise:g}%), relative error of each layer's output {error:.3g} on n {few} validation examples"
