@@ -10,7 +10,7 @@ Expected: paper: 2.7% nonzero on average over the layers of T5-Base, from 1.1 to
 runs read a three-thousandth of those tokens.
 assumed: nothing is printed about which 800 texts of C4 Fig. 3 counts on; here it is the held-out split, test (C4 has
 validation alone).
-assumed: (embedded) bytes, 64 inputs, batch 32, 2,000 steps, dropout 0, widths 32, 64 and 96 with 2, 4 and 6 layers.
+assumed: (embedded) bytes, 64 inputs, batch 8, 2,000 steps, dropout 0, widths 32, 64 and 96 with 2, 4 and 6 layers.
 assumed: (paper) T5X's recipe of C4 with dropout .1; Fig. 3's network is the published multi-task one, ours is Fig. 1's.
 """
 

@@ -238,10 +238,12 @@ def t5_text(steps: int = 2000) -> ConfigDict:
 def t5_text_of(size: str) -> ConfigDict:
     """One of three T5s on Python's documentation: "small", "base" and "large", wider and deeper in proportion.
 
-    All units of all layers are measured on training batches every 50 steps, and on the test split at the end.
+    Batches are small: steps make networks sparse, and these are cheap. All units of all layers are measured on
+    training batches every 50 steps, and on the test split at the end.
     """
     d_model, layers, d_ff = {"small": (32, 2, 256), "base": (64, 4, 512), "large": (96, 6, 768)}[size]
     config = t5_text()
+    config.batch = 8
     config.model.update({"d_model": d_model, "layers": layers, "decoder_layers": layers, "heads": d_model // 16})
     config.model.mlp.d_ff = d_ff
     config.every.update({"record": 50, "eval": 500, "checkpoint": 500, "speed": 50})
