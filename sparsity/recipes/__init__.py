@@ -68,6 +68,7 @@ from sparsity.recipes.li2022 import (
     vit_model,
     with_top_k,
 )
+from sparsity.recipes.llama import LLAMA_SIZES, llama_model, llama_text
 from sparsity.recipes.price2024 import (
     PRICE_ROWS,
     deep_cnn_cifar10,
