@@ -32,10 +32,8 @@ def blended(of, factor):
 
 
 def test_the_operations_are_the_papers_fourteen():
-    assert sorted(OPERATIONS) == sorted(
-        ["identity", "auto_contrast", "equalize", "rotate", "solarize", "color", "posterize", "contrast", "brightness"]
-        + ["sharpness", "shear_x", "shear_y", "translate_x", "translate_y"]
-    )
+    told = "identity auto_contrast equalize rotate solarize color posterize contrast brightness sharpness"
+    assert list(OPERATIONS) == [*told.split(), "shear_x", "shear_y", "translate_x", "translate_y"]
 
 
 @pytest.mark.parametrize("name", sorted(set(OPERATIONS) - {"auto_contrast", "equalize"}))

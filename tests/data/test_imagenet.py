@@ -187,7 +187,7 @@ def test_folders_are_read_in_the_published_layout(tmp_path):
 
 
 def test_a_wrong_number_of_classes_is_refused(root):
-    with pytest.raises(ConfigError, match="train has 3 class folders, and data.classes are 4"):
+    with pytest.raises(ConfigError, match=r"train has 3 class folders, and data\.classes are 4"):
         ImageFolder(path=str(root), classes=4).load("train")
 
 
