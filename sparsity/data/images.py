@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from sparsity.config import ConfigError
 from sparsity.data.pipeline import Batch, Lazy, in_threads
@@ -88,9 +88,9 @@ def class_folders(folder: Path) -> tuple[str, ...]:
         with os.scandir(folder) as entries:
             names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
     except OSError as error:
-        raise ConfigError(f"data.path: {folder} cannot be read ({error.strerror})") from error
+        raise ConfigError(f"data: {folder} cannot be read ({error.strerror})") from error
     if not names:
-        raise ConfigError(f"data.path: {folder} has no class folders")
+        raise ConfigError(f"data: {folder} has no class folders")
     return tuple(names)
 
 
@@ -105,13 +105,13 @@ def list_files(folder: Path, classes: tuple[str, ...]) -> Files:
     names, counts = [], np.zeros(len(classes), np.int64)
     for name in class_folders(folder):
         if name not in known:
-            raise ConfigError(f"data.path: {folder / name} is of none of the {len(classes)} classes that training has")
+            raise ConfigError(f"data: {folder / name} is of none of the {len(classes)} classes that training has")
         with os.scandir(folder / name) as entries:
             inside = sorted(e.name for e in entries if e.name.lower().endswith(ENDINGS) and not e.name.startswith("."))
         names += inside
         counts[known[name]] = len(inside)
     if not names:
-        raise ConfigError(f"data.path: {folder} has no images ({', '.join(ENDINGS)}) in its class folders")
+        raise ConfigError(f"data: {folder} has no images ({', '.join(ENDINGS)}) in its class folders")
     order = [known[name] for name in class_folders(folder)]
     return Files(folder, classes, names, np.repeat(order, counts[order]).astype(np.int32))
 
@@ -168,11 +168,12 @@ def decode(data: bytes, name: str) -> Image.Image:
         image = Image.open(io.BytesIO(data))
         if image.mode == "P":  # its transparency may be a colour's, which RGB has no place for
             image = image.convert("RGBA")
-        elif image.mode.startswith("I;16"):  # pillow would clip, not scale
+        elif image.mode == "I" or image.mode.startswith("I;16"):  # of 16 bits: pillow would clip, not scale
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        unknown = isinstance(error, UnidentifiedImageError) or not str(error)
+        reason = "its format is unknown" if unknown else str(error).splitlines()[0]
         raise ConfigError(f"data: {name} cannot be decoded as an image ({reason})") from error
 
 

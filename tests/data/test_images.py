@@ -79,7 +79,7 @@ def test_every_kind_of_image_becomes_rgb(mode, kind):
 
 
 def test_a_palette_with_transparency_is_decoded():
-    palette = Image.fromarray(np.full((4, 4, 3), 90, np.uint8)).convert("P")
+    palette = Image.fromarray(np.full((4, 4), 90, np.uint8)).convert("P")
     got = np.asarray(decode(encoded(palette, transparency=bytes([0, 255, 3])), "x"))
     np.testing.assert_array_equal(got, 90)
 
@@ -111,7 +111,8 @@ def test_the_centre_is_cut_out_of_the_scaled_image():
     plane = np.stack([2 * y + x, 3 * x, 4 * y], -1).astype(np.uint8)
     got = np.asarray(central(Image.fromarray(plane), 20, 16), float)
     y, x = 2 * (np.mgrid[:16, :16] + np.array([2, 7])[:, None, None]) + 0.5
-    np.testing.assert_allclose(got, np.stack([2 * y + x, 3 * x, 4 * y], -1), atol=0.51)
+    # Rounded once for each axis.
+    np.testing.assert_allclose(got, np.stack([2 * y + x, 3 * x, 4 * y], -1), atol=1.01)
 
 
 @pytest.mark.parametrize("size", [(1, 50), (50, 1), (9, 9), (300, 7)])
@@ -185,9 +186,9 @@ def test_evaluation_batches_of_a_stream_are_padded(split):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda f: list_files(f / "none", ("a",)), "data.path: .*none cannot be read"),
-        (lambda f: list_files(f / "cat", ("a",)), "data.path: .*cat has no class folders"),
-        (lambda f: list_files(f, ("cat",)), "data.path: .*dog is of none of the 1 classes that training has"),
+        (lambda f: list_files(f / "none", ("a",)), "data: .*none cannot be read"),
+        (lambda f: list_files(f / "cat", ("a",)), "data: .*cat has no class folders"),
+        (lambda f: list_files(f, ("cat",)), "data: .*dog is of none of the 1 classes that training has"),
     ],
 )
 def test_folders_that_do_not_fit_are_refused(folder, make, message):

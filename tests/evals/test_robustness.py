@@ -134,7 +134,7 @@ def imagenet_c(tmp_path):
 
 @pytest.fixture
 def named(make_subject, imagenet_c):
-    """A subject whose classes have names, in another order than that of the folders."""
+    """A subject whose classes have names."""
 
     class Named(type(make_subject().source)):
         def class_names(self):
