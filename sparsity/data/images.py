@@ -234,7 +234,7 @@ class Encoded(Lazy):
         make = lambda i: self._example(i, lambda image: to_unit(central(image, self.shorter, self.size)))
         examples, shape = in_threads(make, np.ravel(indices).tolist()), np.shape(indices)
         stacked = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
-        return {name: x.reshape(*shape, *x.shape[1:]) for name, x in stacked.items()}
+        return {name: x.reshape((*shape, *x.shape[1:])) for name, x in stacked.items()}
 
     def _example(self, i: int, pixels: Callable[[Image.Image], np.ndarray]) -> Batch:
         data, label, name = self.stored.read(i)
