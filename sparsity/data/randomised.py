@@ -13,8 +13,9 @@ import numpy as np
 
 from sparsity.config import ConfigError, lookup, one_of
 from sparsity.data.digits import Digits
+from sparsity.data.imagenet import ImageFolder, ImageNet21k, ImageNet2012
 from sparsity.data.mock import Mock
-from sparsity.data.pipeline import Batch, ImageSource, Split, example_of
+from sparsity.data.pipeline import Batch, ImageSource, Lazy, Split, example_of, stack_images
 from sparsity.data.tfds_sources import CIFAR10, CIFAR100, MNIST, SVHN
 
 # Sources of labelled images, which those below stand in front of.
@@ -24,6 +25,9 @@ LABELLED: dict[str, type] = {
     "cifar10": CIFAR10,
     "cifar100": CIFAR100,
     "svhn_cropped": SVHN,
+    "imagenet2012": ImageNet2012,
+    "imagenet21k": ImageNet21k,
+    "image_folder": ImageFolder,
     "mock": Mock,
 }
 _SPLITS = {"train": 0, "validation": 1, "test": 2}
@@ -89,6 +93,10 @@ class _InFrontOf(ImageSource):
         """That of the source's pixels."""
         return self.of.std
 
+    def class_names(self) -> tuple[str, ...]:
+        """Those of the source. Raises ConfigError if they have none."""
+        return self.of.class_names()
+
     def normalise(self, images: np.ndarray) -> np.ndarray:
         """As the source does it."""
         return self.of.normalise(images)
@@ -120,15 +128,51 @@ class NoisyLabels(_InFrontOf):
         if not 0 <= self.share <= 1:
             raise ValueError(f"share: must be in [0, 1], got {self.share}")
 
-    def load(self, split: str) -> Split:
+    def load(self, split: str) -> Split | Relabelled:
         """The named split of the source. Raises ConfigError if there is none."""
         clean = self.of.load(split)
         if split != "train":
             return clean
-        indices = np.arange(len(clean))
+        if isinstance(clean, Lazy):
+            return Relabelled(clean, self)
+        return Split(clean.images, self.relabelled(clean.labels, np.arange(len(clean))))
+
+    def relabelled(self, labels: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        """What the `labels` of the training examples at `indices` become, int32."""
         noisy = drawn(self.seed, 0, indices) < self.share
-        labels = np.minimum(self.classes * drawn(self.seed, 1, indices), self.classes - 1).astype(np.int32)
-        return Split(clean.images, np.where(noisy, labels, clean.labels))
+        new = np.minimum(self.classes * drawn(self.seed, 1, indices), self.classes - 1).astype(np.int32)
+        return np.where(noisy, new, labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Relabelled(Lazy):
+    """A training split whose images are made as they are asked for, with labels that are noisy."""
+
+    of: Lazy
+    noise: NoisyLabels
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """That of the split."""
+        return self.of.image_shape
+
+    @property
+    def most(self) -> int | None:
+        """That of the split."""
+        return self.of.most
+
+    def __len__(self) -> int:
+        return len(self.of)
+
+    def __getitem__(self, i) -> Batch:
+        return self._noisy(self.of[i], i)
+
+    def take(self, indices) -> Batch:
+        """One example, or those of an array of indices, stacked."""
+        return self._noisy(self.of.take(indices), indices)
+
+    def _noisy(self, examples: Batch, indices) -> Batch:
+        return examples | {"label": self.noise.relabelled(examples["label"], np.asarray(indices))}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,7 +187,8 @@ class RandomImages(_InFrontOf):
 
     def load(self, split: str) -> Drawn:
         """The named split. Raises ConfigError if there is none."""
-        return Drawn(self.image_shape, (self.seed, lookup(_SPLITS, split, "split")), self.of.load(split).labels)
+        key, of = (self.seed, lookup(_SPLITS, split, "split")), self.of.load(split)
+        return Drawn(self.image_shape, key, of.labels, of.most if isinstance(of, Lazy) else None)
 
     def augment(self, example: Batch, rng: np.random.Generator) -> Batch:
         """The example as it is."""
@@ -194,36 +239,30 @@ class Labels:
 
 
 @dataclasses.dataclass(frozen=True)
-class Drawn:
+class Drawn(Lazy):
     """Examples of one split: images of uniform pixels in [0, 1), drawn as they are asked for, and labels.
 
     Attributes:
       image_shape: height, width and channels.
       key: seed and stream.
       labels: [n], or what gives them by index.
+      most: examples that evaluators see at most; None: all.
     """
 
     image_shape: tuple[int, int, int]
     key: tuple[int, int]
-    labels: np.ndarray | Labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, i) -> Batch:
-        return self.take(i)
+    labels: Any
+    most: int | None = None
 
     def take(self, indices) -> Batch:
         """One example, or those of an array of indices, stacked."""
-        indices = np.asarray(indices)
-        images = np.stack([self._image(int(i)) for i in np.ravel(indices)])
-        return example_of(images.reshape(*indices.shape, *self.image_shape), self.labels[indices])
+        return example_of(stack_images(self._image, indices, self.image_shape), self.labels[np.asarray(indices)])
 
-    def arrays(self) -> Batch:
-        """All examples, stacked. Raises ConfigError if they are endless."""
+    def seen(self) -> np.ndarray:
+        """The indices of the examples that evaluators see. Raises ConfigError if they are endless."""
         if len(self) == ENDLESS:
             raise ConfigError("data: endless training data cannot be read whole; give data.examples")
-        return self.take(np.arange(len(self)))
+        return super().seen()
 
     def _image(self, index: int) -> np.ndarray:
         return np.random.default_rng((*self.key, index)).random(self.image_shape, np.float32)

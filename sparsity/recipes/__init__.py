@@ -68,6 +68,13 @@ from sparsity.recipes.li2022 import (
     vit_model,
     with_top_k,
 )
+from sparsity.recipes.li2022_images import (
+    bert_pretraining,
+    mixer_imagenet21k,
+    resnet_imagenet,
+    vit_imagenet,
+    vit_imagenet21k,
+)
 from sparsity.recipes.llama import LLAMA_SIZES, llama_model, llama_text
 from sparsity.recipes.price2024 import (
     PRICE_ROWS,
