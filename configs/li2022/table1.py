@@ -33,9 +33,7 @@ def get_config(arg: str = "21/0.8") -> ConfigDict:
 
 
 def _run(k: int | None, noise: float, seed: int) -> ConfigDict:
-    config = recipes.vit_arm(recipes.vit_digits(), k, noise, seed)
-    config.evals.during = ("calibration",)
-    return config
+    return recipes.vit_digits_arm(recipes.vit_digits(), k, noise, seed)
 
 
 def sweep(scale: str) -> list[ConfigDict]:

@@ -68,6 +68,15 @@ from sparsity.recipes.li2022 import (
     vit_model,
     with_top_k,
 )
+from sparsity.recipes.li2022_images import (
+    VIT_DIGITS_SIZES,
+    vit_digits_arm,
+    vit_digits_of,
+    with_few_examples,
+    with_infinite_data,
+    with_penalty,
+    with_random_images,
+)
 from sparsity.recipes.price2024 import (
     PRICE_ROWS,
     deep_cnn_cifar10,
