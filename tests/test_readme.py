@@ -41,6 +41,8 @@ def test_every_file_of_the_package_has_its_place_in_a_test():
         "sparsity/layers/norms.py": "tests/test_spmd.py",
         "sparsity/recipes/bricken2023.py": "tests/test_recipes.py",
         "sparsity/recipes/li2022.py": "tests/test_recipes.py",
+        "sparsity/recipes/li2022_embedded.py": "tests/test_recipes.py",
+        "sparsity/recipes/li2022_paper_scale.py": "tests/test_recipes.py",
         "sparsity/recipes/price2024.py": "tests/test_recipes.py",
         "sparsity/studies/report.py": "tests/studies/test_runner.py",
         "sparsity/studies/quickstart.py": "tests/studies/test_runner.py",

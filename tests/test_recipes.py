@@ -79,6 +79,37 @@ def test_with_top_k_of_more_units_than_there_are_is_refused_when_built():
         run_config(recipes.with_top_k(config, k))
 
 
+VITS = {  # what a recipe makes of a ViT on digits: the end of its name, and the sections that change beside it
+    "with_few_examples": (recipes.with_few_examples(recipes.vit_digits(), 126), "_126_examples", {"data"}),
+    "with_random_images": (recipes.with_random_images(recipes.vit_digits()), "_random_images", {"data"}),
+    "with_infinite_data": (recipes.with_infinite_data(recipes.vit_digits()), "_infinite_data", {"data"}),
+    "with_penalty": (recipes.with_penalty(recipes.vit_digits(), "l2", 1e-5), "_l2_1e-05", {"penalty"}),
+    "vit_digits_of": (recipes.vit_digits_of("large"), "_large", {"model"}),
+    "vit_calibrated_arm": (recipes.vit_calibrated_arm(recipes.vit_digits()), "_noise0_seed0", {"evals"}),
+}
+
+
+@pytest.mark.parametrize("recipe", VITS)
+def test_a_variant_of_a_vit_s_run_changes_its_name_and_one_section(recipe):
+    config, ending, sections = VITS[recipe]
+    changed = differences(to_dict(run_config(recipes.vit_digits())), to_dict(run_config(config)))
+    assert {key.partition(".")[0] for key in changed} - {"name"} == sections
+    assert config.name == "vit_digits" + ending
+
+
+def test_vits_on_digits_have_heads_of_16_and_base_is_vit_digits():
+    assert recipes.vit_digits_of("base").to_dict() == recipes.vit_digits().to_dict()
+    for size in recipes.VIT_DIGITS_SIZES:
+        model = recipes.vit_digits_of(size).model
+        assert model.d_model == 16 * model.heads
+    for mistake in (
+        lambda: recipes.vit_digits_of("huge"),
+        lambda: recipes.with_penalty(recipes.vit_digits(), "jacobian", 1.0),
+    ):
+        with pytest.raises(ValueError, match=r"^unknown .*; valid: "):
+            mistake()
+
+
 def test_t5_on_c4_is_described_and_smoked_without_its_files():
     """T5X's base_c4_pretrain: 100,000 steps of 256 x (512 inputs, 114 targets), rsqrt from 0.01."""
     config = run_config(recipes.t5_c4())

@@ -40,9 +40,7 @@ def get_config(arg: str = "21/0.8") -> ConfigDict:
 
 
 def _run(scale: str, k: int | None, noise: float, seed: int) -> ConfigDict:
-    config = recipes.vit_arm(BASES[scale](), k, noise, seed)
-    config.evals.during = ("calibration",)
-    return config
+    return recipes.vit_calibrated_arm(BASES[scale](), k, noise, seed)
 
 
 def sweep(scale: str) -> list[ConfigDict]:

@@ -5,7 +5,7 @@ from sparsity.data.masked_text import MaskedText
 from sparsity.data.mock import MockText
 from sparsity.data.photos import Photos
 from sparsity.data.prepared import PreparedText
-from sparsity.data.randomised import LABELLED, NoisyLabels, RandomData, RandomImages
+from sparsity.data.randomised import LABELLED, NoisyLabels, RandomData, RandomImages, Subset
 from sparsity.data.span_corruption import MockSpans, SpanCorruption
 from sparsity.data.text import Text, WikiText
 
@@ -14,6 +14,7 @@ SOURCES = {
     "noisy_labels": NoisyLabels,
     "random_images": RandomImages,
     "random_data": RandomData,
+    "subset": Subset,
     "photos": Photos,
     "latents": Latents,
     "text": Text,

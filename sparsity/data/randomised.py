@@ -1,4 +1,6 @@
-"""Sources with something random put in the place of what could be learnt (Li et al. 2022, Secs. 2.3, 4.2, App. E).
+"""Sources with something random put in the place of what could be learnt (Li et al. 2022, Secs. 3, 4.3, App. E).
+
+And one with training examples left out at random.
 
 What is drawn for an example is a function of (seed, split, its place in the split) alone: the same in every epoch, on
 every mesh, in every process.
@@ -173,6 +175,34 @@ class Relabelled(Lazy):
 
     def _noisy(self, examples: Batch, indices) -> Batch:
         return examples | {"label": self.noise.relabelled(examples["label"], np.asarray(indices))}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Subset(_InFrontOf):
+    """Some of the training examples, drawn without replacement; a smaller subset lies in a larger one of its seed.
+
+    Validation and test examples stay (of datasets of varying scale: Li et al. 2022, Fig. 2c).
+
+    Attributes:
+      examples: training examples.
+    """
+
+    examples: int
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.examples < 1:
+            raise ValueError(f"examples: must be at least 1, got {self.examples}")
+
+    def load(self, split: str) -> Split:
+        """The named split of the source. Raises ConfigError if there is none, or fewer training examples."""
+        whole = self.of.load(split)
+        if split != "train":
+            return whole
+        if self.examples > len(whole):
+            raise ConfigError(f"data.examples: {self.examples} asked for, the train split has {len(whole)}")
+        chosen = np.sort(np.argsort(drawn(self.seed, 0, np.arange(len(whole))), kind="stable")[: self.examples])
+        return Split(whole.images[chosen], whole.labels[chosen])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

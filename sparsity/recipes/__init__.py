@@ -68,7 +68,16 @@ from sparsity.recipes.li2022 import (
     vit_model,
     with_top_k,
 )
-from sparsity.recipes.li2022_images import (
+from sparsity.recipes.li2022_embedded import (
+    VIT_DIGITS_SIZES,
+    vit_calibrated_arm,
+    vit_digits_of,
+    with_few_examples,
+    with_infinite_data,
+    with_penalty,
+    with_random_images,
+)
+from sparsity.recipes.li2022_paper_scale import (
     bert_pretraining,
     mixer_imagenet21k,
     resnet_imagenet,

@@ -1,4 +1,5 @@
 import functools
+import itertools
 import json
 
 import numpy as np
@@ -6,10 +7,12 @@ import pytest
 
 from launch.cli import load_study_config
 from sparsity.config import to_dict
+from sparsity.data.corruptions import CORRUPTIONS
 from sparsity.evals.result import Measure
 from sparsity.run import Outcome, Workdir
 from sparsity.studies.draw import RunView
 from sparsity.studies.li2022.runs import STACKS, arm_and_seed
+from sparsity.studies.li2022.vits import arm_of
 from sparsity.studies.runner import Record, expand
 from sparsity.writer import read_metrics
 
@@ -71,3 +74,41 @@ def verdicts():
     from sparsity.studies.judge import judge
 
     return lambda study, records: {c.id: judge(c, records).verdict for c in study.claims}
+
+
+@pytest.fixture
+def vits_ended(tmp_path):
+    """vits_ended(study, how, broken=()): a record of every embedded run of a study of ViTs, as it might have ended.
+
+    `how(arm, seed)` gives what differs from a plain end: `share(i, t)`, the share of nonzeros of layer i on training
+    batches at time t in [0, 1], `held_out(i)`, that on test images, accuracies and the calibration error. Runs whose
+    name is in `broken` diverged.
+    """
+    calls = itertools.count()
+
+    def records(study, how, broken=()):
+        folder, out = tmp_path / str(next(calls)), []
+        for config in configs(study):
+            files = Workdir(folder / config.name)
+            arm = arm_of(Record(config, files, Outcome("unfinished", 0)))
+            got = {"share": lambda i, t: 0.5 - 0.3 * t, "accuracy": 0.9, "train": 0.99, "corrupted": 0.6, "ece": 0.05}
+            got |= how(arm, config.seed)
+            layers = range(arm.layers)
+            lines = [{"kind": "train", "step": i, "loss": 1.0, "accuracy": got["train"]} for i in range(20)]
+            for step in STEPS:
+                shares = {f"block_{i}": {"nonzero": got["share"](i, step / STEPS[-1])} for i in layers}
+                lines.append({"kind": "sparsity", "step": int(step), "layers": shares})
+            files.path.mkdir(parents=True)
+            files.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            if config.name in broken:
+                out.append(Record(config, files, Outcome("diverged", 1)))
+                continue
+            held_out = got.get("held_out", lambda i, share=got["share"]: share(i, 1.0))
+            values = {f"nonzero.block_{i}": held_out(i) for i in layers}
+            values |= {"nonzero.mean": float(np.mean(list(values.values()))), "accuracy": got["accuracy"]}
+            values |= {f"robustness.{name}": got["corrupted"] for name in ("mean", *CORRUPTIONS)} | {"ece": got["ece"]}
+            measures = tuple(Measure(name, value, 0.01, 358, "") for name, value in values.items())
+            out.append(Record(config, files, Outcome("finished", 2000, measures)))
+        return out
+
+    return records
