@@ -35,7 +35,7 @@ setup(
             *("hypothesis>=6.100", "import-linter>=2.1", "importlib-resources>=6", "pytest>=9"),
             *("pytest-xdist>=3.8", "ruff>=0.15", "safetensors>=0.5"),
         ],
-        "peer": ["safetensors>=0.5", "torch", "transformers>=5"],
+        "peer": ["safetensors>=0.5", "timm>=1", "torch", "torchvision", "transformers>=5"],
         "tpu": ["jax[tpu]>=0.10.0,<0.13"],
         "cuda": ["jax[cuda12]>=0.10.0,<0.13"],
         "tokenizers": ["sentencepiece>=0.2"],

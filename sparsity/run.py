@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import dataclasses
 import fcntl
@@ -149,11 +148,7 @@ def with_evals(config: RunConfig, settings: Mapping[str, str]) -> RunConfig:
       ConfigError: an unknown key, or a value that it cannot have.
     """
     section = config_lib.to_dict(config)
-    for key, value in settings.items():
-        try:
-            section["evals"][key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):  # a word
-            section["evals"][key] = value
+    section["evals"] |= {key: config_lib.parsed(value) for key, value in settings.items()}
     return run_config(section)
 
 

@@ -55,6 +55,7 @@ from sparsity.recipes.li2022 import (
     T5_SIZES,
     VIT_SIZES,
     bert_model,
+    image_checkpoint,
     mixer_model,
     resnet_model,
     t5_arm,

@@ -321,6 +321,40 @@ def t5_checkpoint(model: Mapping[str, Any], classes: int, vocabulary: str | None
     return config
 
 
+def image_checkpoint(model: Mapping[str, Any], data: Mapping[str, Any]) -> ConfigDict:
+    """A run of a classifier of images that others have trained: to evaluate it, or to go on as ViTs are fine-tuned.
+
+    That is by SGD of momentum .9 at 0.003, cosine decay, no weight decay and gradients clipped to norm 1 (Dosovitskiy
+    et al. 2021, App. B.1.1, whose batches have 512 images).
+
+    Args:
+      model: its settings, its `name` among them.
+      data: the source's settings, its `name` among them.
+    """
+    return ConfigDict(
+        {
+            "name": f"{model['name']}_checkpoint",
+            "steps": 1000,
+            "batch": 32,
+            "model": dict(model),
+            "data": dict(data),
+            "optimizer": {
+                "learning_rate": 3e-3,
+                "rule": {"name": "sgd", "momentum": 0.9},
+                "schedule": {"name": "cosine", "warmup": 100},
+                "grad_clip": 1.0,
+            },
+            "mesh": {"data": -1, "model": 1},
+            "every": {"record": 50, "eval": 250, "checkpoint": 250, "speed": 50},
+            "evals": {
+                "names": ("accuracy", "calibration", "sparsity", "neurons", "cost"),
+                "split": "test",
+                "batch": 32,
+            },
+        }
+    )
+
+
 def t5_arm(
     config: ConfigDict,
     layers: int | None = None,
