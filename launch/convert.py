@@ -1,11 +1,13 @@
 """Makes a workdir of somebody else's checkpoint, for launch.evaluate and launch.train; or writes its network back.
 
 python -m launch.convert --source=hf|t5x --model=t5 --path=DIRECTORY --workdir=W [--vocabulary=FILE] [--text=PATH]
+python -m launch.convert --source=hf --model=gpt2|bert|llama --path=DIRECTORY --workdir=W --vocabulary=FILE [--text=P]
 python -m launch.convert --source=hf|timm|npz --model=vit|resnet --path=PATH --workdir=W [--data=NAME [--set=key=value]]
 python -m launch.convert --to=hf --workdir=W --path=DIRECTORY
 """
 
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
@@ -17,7 +19,7 @@ from sparsity import run as run_lib
 from sparsity.checkpoint import Checkpoints
 from sparsity.config import ConfigError
 from sparsity.convert import hf
-from sparsity.convert.checkpoints import MODELS, SOURCES, check_images, images_of, open_checkpoint
+from sparsity.convert.checkpoints import MODELS, SOURCES, TEXT, check_images, images_of, open_checkpoint
 from sparsity.convert.tensors import Opened, check_state, load
 from sparsity.train.state import TrainState
 from sparsity.writer import write_json
@@ -29,9 +31,10 @@ _MODEL = flags.DEFINE_string("model", "t5", f"what is in it; {_list(MODELS)}")
 _TO = flags.DEFINE_string("to", None, "write the workdir's network, a T5 or a ViT, to --path as this instead: hf")
 _PATH = flags.DEFINE_string("path", None, "the checkpoint", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run", required=True)
-_VOCABULARY = flags.DEFINE_string("vocabulary", None, "a T5's SentencePiece model; needed unless tokens are bytes")
+_VOCABULARY = flags.DEFINE_string("vocabulary", None, "a SentencePiece model or a tokenizer.json; ByT5 needs none")
 _TEXT = flags.DEFINE_string("text", None, "file or directory of .txt files to evaluate on; else Python's documentation")
 _DATA = flags.DEFINE_string("data", None, "source of images to evaluate on, such as cifar10; else noise")
+_ACTIVATION = flags.DEFINE_string("activation", None, "in the MLPs, in the place of their own: relu, to fine-tune it")
 _SET = flags.DEFINE_multi_string("set", [], "key=value of --data's settings; may be repeated")
 
 
@@ -47,7 +50,12 @@ def _there() -> int:
     if files.config.exists():
         raise ConfigError(f"workdir {files.path}: holds a run already; use another")
     found = open_checkpoint(_SOURCE.value, _MODEL.value, _PATH.value)
-    config = _text(found) if _MODEL.value == "t5" else _images(found)
+    model = {"name": _MODEL.value, **config_lib.to_dict(found.model)}
+    if _ACTIVATION.value is not None:
+        if "mlp" not in model:
+            raise ConfigError(f"--activation: a {_MODEL.value} has no MLPs")
+        model["mlp"]["sparsifier"] = {"name": _ACTIVATION.value}
+    config = _text(found, model) if _MODEL.value in TEXT else _images(found, model)
     engine = run_lib.Engine(config)
     check_state(found, engine.abstract.params, engine.abstract.model_state)
     files.create()
@@ -59,26 +67,25 @@ def _there() -> int:
         checkpoints.save(0, state, {"config": config_lib.to_dict(config)})
     write_json(files.config, config_lib.to_dict(config))  # last: a workdir with a config is whole
     print(f"{len(found.names)} tensors of {_PATH.value} are in {files.path}")
-    if _MODEL.value != "t5" and _DATA.value is None:
+    if _MODEL.value not in TEXT and _DATA.value is None:
         print("there are no data but noise, on which accuracy says nothing; --data names others")
     return cli.DONE
 
 
-def _text(found: Opened) -> run_lib.RunConfig:
-    """The run of a T5."""
+def _text(found: Opened, model: dict[str, Any]) -> run_lib.RunConfig:
+    """The run of a model of text."""
     if _DATA.value or _SET.value:
-        raise ConfigError("--data: a T5 reads text, see --text")
-    model = config_lib.to_dict(found.model)
-    config = run_lib.run_config(recipes.t5_checkpoint(model, found.classes, _VOCABULARY.value, _TEXT.value))
+        raise ConfigError(f"--data: a {_MODEL.value} reads text, see --text")
+    recipe = recipes.t5_checkpoint if _MODEL.value == "t5" else recipes.text_checkpoint
+    config = run_lib.run_config(recipe(model, found.classes, _VOCABULARY.value, _TEXT.value))
     config.data.vocabulary.encode("")  # a file that is missing is named now, not when the run is evaluated
     return config
 
 
-def _images(found: Opened) -> run_lib.RunConfig:
+def _images(found: Opened, model: dict[str, Any]) -> run_lib.RunConfig:
     """The run of a model of images."""
     if _VOCABULARY.value or _TEXT.value:
         raise ConfigError(f"--text: a {_MODEL.value} reads images, see --data")
-    model = {"name": _MODEL.value, **config_lib.to_dict(found.model)}
     data = images_of(found, _DATA.value, cli.settings(_SET.value))
     config = run_lib.run_config(recipes.image_checkpoint(model, data))
     check_images(found, config.input_shape, config.data.classes)

@@ -7,12 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from sparsity.config import ConfigError, lookup, parsed
-from sparsity.convert import hf, npz, t5x, timm
+from sparsity.convert import hf, hf_text, npz, t5x, timm
 from sparsity.convert.tensors import Opened
 
 # What it is, and what opens it, by model.
 SOURCES = {
-    "hf": ("a directory of Hugging Face, config.json and safetensors", {"t5": hf.open_t5, "vit": hf.open_vit}),
+    "hf": (
+        "a directory of Hugging Face, config.json and safetensors",
+        {
+            "t5": hf.open_t5,
+            "gpt2": hf_text.open_gpt2,
+            "bert": hf_text.open_bert,
+            "llama": hf_text.open_llama,
+            "vit": hf.open_vit,
+        },
+    ),
     "t5x": ("a directory of T5X, checkpoint_1000000 with its index and zarr arrays", {"t5": t5x.open_t5}),
     "timm": (
         "a directory of safetensors of timm or torchvision, with timm's config.json if there is one",
@@ -20,7 +29,15 @@ SOURCES = {
     ),
     "npz": ("an .npz file of vision_transformer or big_vision", {"vit": npz.open_vit}),
 }
-MODELS = {"t5": "T5 v1.0, v1.1, ByT5, FLAN", "vit": "ViT, DeiT without distillation", "resnet": "ResNet-18, 50, ..."}
+MODELS = {
+    "t5": "T5 v1.0, v1.1, ByT5, FLAN",
+    "gpt2": "GPT-2",
+    "bert": "BERT with its head for masked tokens",
+    "llama": "Llama 1 to 3, TinyLlama",
+    "vit": "ViT, DeiT without distillation",
+    "resnet": "ResNet-18, 50, ...",
+}
+TEXT = ("t5", "gpt2", "bert", "llama")  # those that read text
 
 
 def open_checkpoint(source: str, model: str, path: str | Path) -> Opened:

@@ -26,7 +26,8 @@ class Tensor:
       order: the tensor's axes as they follow in the parameter, (1, 0) for torch's [outputs, inputs]; None: as they are.
       split: for each axis of the parameter, the sizes of the tensor's axes that it joins, -1 for what is left: ((-1,),
         (H, K)) makes [D, H * K] of [D, H, K], and ((1, -1), (-1,)) makes [L, D] of [1, L, D]. None: axis for axis.
-      part: (i, n), the i-th of n equal parts along the tensor's first axis; None: the whole.
+      part: (i, n), the i-th of n equal parts along the tensor's axis `along`; None: the whole.
+      along: the first axis, or another one.
       zeros: rows of the parameter, its first, that the tensor does not have.
       stacked: the parameter has a leading axis of layers.
     """
@@ -35,6 +36,7 @@ class Tensor:
     order: tuple[int, ...] | None = None
     split: tuple[tuple[int, ...], ...] | None = None
     part: tuple[int, int] | None = None
+    along: int = 0
     zeros: int = 0
     stacked: bool = False
 
@@ -44,7 +46,7 @@ class Tensor:
         sizes = [size for axes in joined for size in axes]
         out = [sizes[axis] for axis in np.argsort(self._order(sizes))]
         if self.part is not None:
-            out[0] *= self.part[1]
+            out[self.along] *= self.part[1]
         return tuple(out)
 
     def read(self, reader: Reader, name: str, index: tuple[slice, ...], parameter: tuple[int, ...]) -> np.ndarray:
@@ -62,8 +64,9 @@ class Tensor:
         order = self._order(wanted)
         theirs = [wanted[axis] for axis in np.argsort(order)]
         if self.part is not None:
-            rows = self.shape(parameter)[0] // self.part[1] * self.part[0]
-            theirs[0] = slice(theirs[0].start + rows, theirs[0].stop + rows)
+            size = self.shape(parameter)[self.along] // self.part[1]
+            own = theirs[self.along]
+            theirs[self.along] = slice(own.start + self.part[0] * size, own.stop + self.part[0] * size)
         return reader.read(name, tuple(theirs)).transpose(order).reshape(shape)[tuple(cut)]
 
     def write(self, values: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from sparsity.data.latents import Latents
 from sparsity.data.masked_text import MaskedText
 from sparsity.data.mock import MockText
+from sparsity.data.next_tokens import NextTokens
 from sparsity.data.photos import Photos
 from sparsity.data.prepared import PreparedText
 from sparsity.data.randomised import LABELLED, NoisyLabels, RandomData, RandomImages, Subset
@@ -19,6 +20,7 @@ SOURCES = {
     "latents": Latents,
     "text": Text,
     "wikitext": WikiText,
+    "next_tokens": NextTokens,
     "masked_text": MaskedText,
     "span_corruption": SpanCorruption,
     "prepared_text": PreparedText,

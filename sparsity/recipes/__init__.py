@@ -48,19 +48,17 @@ from sparsity.recipes.bricken2023 import (
     with_steps,
     with_unit_norms,
 )
+from sparsity.recipes.checkpoints import BYT5_CLASSES, image_checkpoint, t5_checkpoint, text_checkpoint
 from sparsity.recipes.li2022 import (
     BERT_SIZES,
-    BYT5_CLASSES,
     MIXER_SIZES,
     T5_SIZES,
     VIT_SIZES,
     bert_model,
-    image_checkpoint,
     mixer_model,
     resnet_model,
     t5_arm,
     t5_c4,
-    t5_checkpoint,
     t5_model,
     t5_text,
     t5_text_of,

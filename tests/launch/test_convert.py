@@ -177,3 +177,28 @@ def test_a_resnet_keeps_its_running_statistics_and_is_evaluated_on_the_users_dat
     _, state = run.last_state(run.Workdir(tmp_path / "w"))
     mean = state.model_state["batch_stats"]["block_2"]["norm_1"]["mean"]
     np.testing.assert_array_equal(mean, tensors["layer2.1.bn2.running_mean"])
+
+
+def test_a_llama_becomes_a_network_of_relus_on_the_users_text(tmp_path):
+    import tokenizers
+
+    words = {"[UNK]": 0, **{f"{word}": i for i, word in enumerate("the a of is for if to in and statement".split(), 1)}}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "my.txt").write_text("if the statement is in a statement, and the a is of the b. " * 200)
+    path = images.write_safetensors(tmp_path / "llama", texts.tensors_of("llama"), texts.CONFIGS["llama"])
+    workdir = tmp_path / "w"
+    args = ("convert", "--source=hf", "--model=llama", f"--path={path}", f"--workdir={workdir}", "--activation=relu")
+    code, out, err = launch(*args, f"--vocabulary={tmp_path / 'tokenizer.json'}", f"--text={tmp_path / 'my.txt'}")
+    assert code == cli.DONE, err
+    assert f"{len(texts.tensors_of('llama'))} tensors" in out
+    saved = json.loads((workdir / "config.json").read_text())
+    assert saved["model"]["mlp"]["sparsifier"] == {"name": "relu"}
+    assert (saved["data"]["name"], saved["data"]["vocabulary"]["classes"]) == ("next_tokens", texts.V)
+    measures = tmp_path / "measures.json"
+    code, _, err = launch("evaluate", f"--workdir={workdir}", "--evals=language,sparsity", f"--out={measures}")
+    assert code == cli.DONE, err
+    found = {m["name"]: m["value"] for m in json.loads(measures.read_text())["measures"]}
+    assert found["nll"] > 1
+    assert 0.1 < found["nonzero.block_1"] < 0.9
