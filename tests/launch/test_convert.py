@@ -18,7 +18,7 @@ from sparsity.config import build
 from sparsity.convert import hf
 from sparsity.layers.sparsify import Context
 from sparsity.models.t5 import T5Config
-from tests.convert import images, t5x_writer
+from tests.convert import images, t5x_writer, texts
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = "model.safetensors"
@@ -182,7 +182,13 @@ def test_a_resnet_keeps_its_running_statistics_and_is_evaluated_on_the_users_dat
 def test_a_llama_becomes_a_network_of_relus_on_the_users_text(tmp_path):
     import tokenizers
 
-    words = {"[UNK]": 0, **{f"{word}": i for i, word in enumerate("the a of is for if to in and statement".split(), 1)}}
+    words = {
+        "[UNK]": 0,
+        **{
+            f"{word}": i
+            for i, word in enumerate(["the", "a", "of", "is", "for", "if", "to", "in", "and", "statement"], 1)
+        },
+    }
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
