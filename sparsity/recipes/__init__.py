@@ -68,6 +68,18 @@ from sparsity.recipes.li2022 import (
     vit_model,
     with_top_k,
 )
+from sparsity.recipes.li2022_others import (
+    OPTIMIZERS,
+    bert_text,
+    mixer_digits,
+    mlp_arm,
+    mlp_digits,
+    mlp_mnist,
+    optimizer_arm,
+    resnet_digits,
+    with_optimizer,
+    with_seed,
+)
 from sparsity.recipes.price2024 import (
     PRICE_ROWS,
     deep_cnn_cifar10,
