@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 
+from launch.cli import load_study_config
+from sparsity.config import config_hash
 from sparsity.studies.judge import judge
 from sparsity.studies.li2022.optimizers import (
     OPTIMIZERS,
@@ -15,6 +17,7 @@ from sparsity.studies.li2022.optimizers import (
 )
 from sparsity.studies.li2022.resnets import Arm, arm_and_seed, by_arm
 from sparsity.studies.records import named
+from sparsity.studies.runner import expand
 
 STUDY = "li2022/optimizers"
 TRAINED = {("vit", None): 0.98, ("t5", None): 0.45, ("vit", 0.1): 0.6, ("t5", 0.1): 0.32}
@@ -148,3 +151,22 @@ def test_findings_are_a_sentence_a_network(ends):
     assert len(said) == 4
     assert "Adam (at 0.003) leaves 25.5% nonzero inside the blocks and 40.5% at their outputs, SGD 30.0%" in said[0]
     assert said[2].startswith("vit: SGD at its best rate, 0.1, has 60.0% of the training batches right at step 1,000")
+
+
+@pytest.mark.parametrize(
+    ("study", "other", "shared"),
+    [
+        (STUDY, "li2022/resnets", 6),
+        (STUDY, "li2022/table1", 3),
+        (STUDY, "li2022/t5_prevalence", 3),
+        ("li2022/mixer", "li2022/table1", 3),
+    ],
+)
+def test_runs_of_one_name_are_the_same_run(study, other, shared):
+    ours, theirs = (
+        {run.name: config_hash(run) for run in expand(load_study_config(name).sweep, "embedded")}
+        for name in (study, other)
+    )
+    both = ours.keys() & theirs.keys()
+    assert {ours[name] for name in both} == {theirs[name] for name in both}
+    assert len(both) == shared
