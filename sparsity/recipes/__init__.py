@@ -68,13 +68,23 @@ from sparsity.recipes.li2022 import (
     with_top_k,
 )
 from sparsity.recipes.li2022_embedded import (
+    OPTIMIZERS,
     VIT_DIGITS_SIZES,
+    bert_text,
+    mixer_digits,
+    mlp_arm,
+    mlp_digits,
+    mlp_mnist,
+    optimizer_arm,
+    resnet_digits,
     vit_calibrated_arm,
     vit_digits_of,
     with_few_examples,
     with_infinite_data,
+    with_optimizer,
     with_penalty,
     with_random_images,
+    with_seed,
 )
 from sparsity.recipes.li2022_paper_scale import (
     bert_pretraining,

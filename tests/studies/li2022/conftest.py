@@ -112,3 +112,50 @@ def vits_ended(tmp_path):
         return out
 
     return records
+
+
+@pytest.fixture
+def ends(tmp_path):
+    """ends(study, how, broken=()): a record of every embedded run, as it might have ended; `how(config)` says how.
+
+    It gives `share(layer, t)`, of nonzeros at time t in [0, 1], that at 1 being the held-out one too, and may give
+    `accuracy`, held out, `train(t)` and `loss(t)`, on training batches, and `z(layer, t)`, mean pre-activations. Shares
+    and accuracies are a little higher from seed to seed. Runs whose name is in `broken` diverged.
+    """
+
+    def records(study, how, broken=()):
+        out = []
+        for config in configs(study):
+            got = {"accuracy": 0.9, "train": lambda t: 0.95, "loss": lambda t: 0.1} | how(config)
+            wobble = 1e-4 * config.seed
+            names = list(config.model.mlps() if hasattr(config.model, "mlps") else config.model.layers())
+            share = lambda layer, t, got=got, wobble=wobble: got["share"](layer, t) + wobble
+            lines = []
+            for i in range(41):
+                step, t = min(round(i * config.steps / 40), config.steps - 1), i / 40
+                measured = {"loss": got["loss"](t), "accuracy": got["train"](t) + wobble}
+                lines.append({"kind": "train", "step": step} | measured)
+                layers = {n: {"nonzero": share(n, t)} for n in names}
+                for n in names if "z" in got else ():
+                    layers[n]["histogram"] = histogram_of_mean(got["z"](n, t))
+                lines.append({"kind": "sparsity", "step": step, "layers": layers})
+            files = Workdir(tmp_path / study / config.name)
+            files.path.mkdir(parents=True)
+            files.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            if config.name in broken:
+                out.append(Record(config, files, Outcome("diverged", 1)))
+                continue
+            values = {"accuracy": got["accuracy"] + wobble} | {f"nonzero.{n}": share(n, 1.0) for n in names}
+            measures = tuple(Measure(name, value, 0.001, 100, "") for name, value in values.items())
+            out.append(Record(config, files, Outcome("finished", config.steps, measures)))
+        return out
+
+    return records
+
+
+def histogram_of_mean(z):
+    """1,000 pre-activations in the two bins around z, the mean of whose centres is z: bin 0 is below -8, 65 above 8."""
+    place = (z + 8.125) / 0.25
+    counts = np.zeros(66)
+    counts[int(place)], counts[int(place) + 1] = 1000 * (1 - place % 1), 1000 * (place % 1)
+    return counts.tolist()
