@@ -30,8 +30,9 @@ def test_every_file_of_the_package_has_its_place_in_a_test():
     elsewhere = {
         "sparsity/bench/top_k.py": "tests/bench/test_protocol.py",
         "sparsity/ops/kernels/top_k_tpu.py": "tests/ops/test_top_k.py",
+        "sparsity/ops/sparsifiers/base.py": "tests/ops/sparsifiers/test_table.py",
+        "sparsity/ops/sparsifiers/dense_references.py": "tests/ops/sparsifiers/test_table.py",
         "sparsity/ops/top_k_threshold.py": "tests/ops/test_top_k.py",
-        "sparsity/evals/predict.py": "tests/test_run.py",
         "sparsity/convert/hf.py": "tests/convert/test_hf_vit.py",
         "sparsity/convert/vit.py": "tests/convert/test_timm.py",
         "sparsity/decode/weights.py": "tests/decode/test_generate.py",
