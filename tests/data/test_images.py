@@ -65,11 +65,14 @@ def test_shares_of_paths_are_uniform():
     np.testing.assert_allclose(np.histogram(shares, 10, (0, 1))[0], 400, atol=4 * 360**0.5)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "CMYK", "P", "1", "I;16"])
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [
+        *((mode, "PNG") for mode in ("L", "RGB", "RGBA", "P", "1", "I;16")),
+        *((mode, "JPEG") for mode in ("L", "RGB", "CMYK", "1")),
+    ],
+)
 def test_every_kind_of_image_becomes_rgb(mode, kind):
-    if (mode, kind) in {("CMYK", "PNG"), ("RGBA", "JPEG"), ("P", "JPEG"), ("I;16", "JPEG")}:
-        pytest.skip("there are no such files")
     grey = np.full((8, 8), 200, np.uint8)
     made = Image.fromarray(grey.astype(np.uint16) << 8) if mode == "I;16" else Image.fromarray(grey).convert(mode)
     got = np.asarray(decode(encoded(made, kind), "x"))
