@@ -7,6 +7,9 @@ every mesh, in every process.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,6 +30,7 @@ LABELLED: dict[str, type] = {
     "mock": Mock,
 }
 _SPLITS = {"train": 0, "validation": 1, "test": 2}
+_HELD = 1 << 26  # numbers of a split whose images stay in memory once drawn, at most: 256 MiB
 ENDLESS = 2**31  # training examples of which none comes twice in a run
 
 
@@ -216,7 +220,9 @@ class Drawn:
     def take(self, indices) -> Batch:
         """One example, or those of an array of indices, stacked."""
         indices = np.asarray(indices)
-        images = np.stack([self._image(int(i)) for i in np.ravel(indices)])
+        if len(self) * math.prod(self.image_shape) <= _HELD:
+            return example_of(self._images[indices], self.labels[indices])
+        images = self._drawn(np.ravel(indices))
         return example_of(images.reshape(*indices.shape, *self.image_shape), self.labels[indices])
 
     def arrays(self) -> Batch:
@@ -225,5 +231,11 @@ class Drawn:
             raise ConfigError("data: endless training data cannot be read whole; give data.examples")
         return self.take(np.arange(len(self)))
 
-    def _image(self, index: int) -> np.ndarray:
-        return np.random.default_rng((*self.key, index)).random(self.image_shape, np.float32)
+    @functools.cached_property
+    def _images(self) -> np.ndarray:
+        return self._drawn(range(len(self)))
+
+    def _drawn(self, indices: Iterable[int]) -> np.ndarray:
+        """Images [n, height, width, channels]; each has a generator of its own, which takes longer than its pixels."""
+        draw = lambda index: np.random.default_rng((*self.key, int(index))).random(self.image_shape, np.float32)
+        return np.stack([draw(index) for index in indices])
