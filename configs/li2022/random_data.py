@@ -9,7 +9,7 @@ Hardware: 2 CPU cores, 171 runs; not measured yet, about 25 minutes by the steps
 92,187 steps on a GPU or TPU, the widest 104 million parameters.
 Expected: paper: the curve over widths has one peak on random data, is near 0 on infinite data and falls on MNIST.
 assumed: the paper prints neither rates nor batch: .2 and .5 for SGD, .03 and .1 with momentum of .9, 1e-3 and 5e-3 for
-Adam, constant, batch 64 (paper scale: 128); 200 epochs as in the paper.
+Adam, constant, batch 128; 200 epochs as in the paper.
 assumed: pixels are uniform in [0, 1], then standardised as the real ones are; weights and biases as torch starts them.
 assumed: (embedded) the 1,260 digits, as many random images, and widths 8 to 2,048: as many parameters an example (.5 to
 122) as the paper's widths 32 to 8,192 have on MNIST (.4 to 108); 32, 128 and 512

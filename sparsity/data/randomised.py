@@ -9,6 +9,8 @@ every mesh, in every process.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from typing import Any, ClassVar
 
 import numpy as np
@@ -33,6 +35,7 @@ LABELLED: dict[str, type] = {
     "mock": Mock,
 }
 _SPLITS = {"train": 0, "validation": 1, "test": 2}
+_HELD = 1 << 26  # numbers of a split whose images stay in memory once drawn, at most: 256 MiB
 ENDLESS = 2**31  # training examples of which none comes twice in a run
 
 
@@ -286,7 +289,10 @@ class Drawn(Lazy):
 
     def take(self, indices) -> Batch:
         """One example, or those of an array of indices, stacked."""
-        return example_of(stack_images(self._image, indices, self.image_shape), self.labels[np.asarray(indices)])
+        labels = self.labels[np.asarray(indices)]
+        if len(self) * math.prod(self.image_shape) <= _HELD:
+            return example_of(self._images[indices], labels)
+        return example_of(stack_images(self._image, indices, self.image_shape), labels)
 
     def seen(self) -> np.ndarray:
         """The indices of the examples that evaluators see. Raises ConfigError if they are endless."""
@@ -294,5 +300,10 @@ class Drawn(Lazy):
             raise ConfigError("data: endless training data cannot be read whole; give data.examples")
         return super().seen()
 
+    @functools.cached_property
+    def _images(self) -> np.ndarray:
+        return stack_images(self._image, np.arange(len(self)), self.image_shape)
+
     def _image(self, index: int) -> np.ndarray:
+        # A generator of its own, which takes longer than the pixels.
         return np.random.default_rng((*self.key, index)).random(self.image_shape, np.float32)

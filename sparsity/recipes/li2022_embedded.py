@@ -147,18 +147,19 @@ def resnet_digits(block: str = "basic", width: int = 8, steps: int = 1000) -> Co
 
 def mlp_digits(width: int = 128) -> ConfigDict:
     """A two-layer ReLU MLP on handwritten digits, 200 epochs."""
-    return _mlp(f"mlp{width}_digits", width, {"name": "digits", "shift": 0}, batch=64)
+    return _mlp(f"mlp{width}_digits", width, {"name": "digits", "shift": 0})
 
 
 def mlp_mnist(width: int = 128) -> ConfigDict:
     """The two-layer ReLU MLP of Li et al. 2022, App. E, on MNIST: 200 epochs of its 60,000 images less 1,000."""
-    return _mlp(f"mlp{width}_mnist", width, {"name": "mnist", "held_out": 1 / 60}, batch=128)
+    return _mlp(f"mlp{width}_mnist", width, {"name": "mnist", "held_out": 1 / 60})
 
 
 _EXAMPLES = {"digits": 1260, "mnist": 59_000}  # to train on
 
 
-def _mlp(name: str, width: int, data: dict[str, Any], batch: int) -> ConfigDict:
+def _mlp(name: str, width: int, data: dict[str, Any]) -> ConfigDict:
+    batch = 128
     steps = 200 * _EXAMPLES[data["name"]] // batch
     return ConfigDict(
         {

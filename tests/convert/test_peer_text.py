@@ -19,15 +19,21 @@ KINDS = {
     "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
 }
 LARGER = {
-    "gpt2": {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 128, "vocab_size": 90},
-    "bert": {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96},
+    "gpt2": {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 128, "vocab_size": 96},
+    "bert": {
+        "vocab_size": 96,
+        "hidden_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 96,
+    },
     "llama": {
         "hidden_size": 64,
         "num_hidden_layers": 3,
         "num_attention_heads": 8,
         "num_key_value_heads": 2,
         "intermediate_size": 96,
-        "vocab_size": 90,
+        "vocab_size": 96,
         "rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0},
     },
 }

@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import chisquare, kstest
 
 from sparsity.config import ConfigError, build
-from sparsity.data import SOURCES
+from sparsity.data import SOURCES, randomised
 from sparsity.data.digits import Digits
 from sparsity.data.mock import Mock
 from sparsity.data.pipeline import train_batches
@@ -95,6 +95,15 @@ def test_random_data_of_so_many_examples_come_again_and_endless_ones_do_not():
     assert len({i.tobytes() for b in images(endless, 20) for i in b}) == 320
     assert len(endless.load("train")) == ENDLESS
     assert len(endless.load("test")) == 1024
+
+
+def test_images_held_in_memory_are_those_that_are_drawn_one_by_one(monkeypatch):
+    few = RandomData(of=DIGITS, examples=20, seed=3)
+    held = [few.load("train").take(indices)["image"] for indices in ([3, 1, 3], 7)]
+    monkeypatch.setattr(randomised, "_HELD", 0)
+    for indices, images in zip(([3, 1, 3], 7), held, strict=True):
+        np.testing.assert_array_equal(few.load("train").take(indices)["image"], images)
+    assert [i.shape for i in held] == [(3, 8, 8, 1), (8, 8, 1)]
 
 
 def test_labels_of_random_data_are_uniform_and_fixed():

@@ -73,13 +73,13 @@ def pair(runs: Mapping[str, Run], block: str) -> tuple[Arm, Arm] | None:
 
 
 def accuracy_at(run: Run, steps: int) -> float:
-    """Accuracy on training batches over the last twentieth of the first `steps` steps; 0 of a run that diverged.
+    """Accuracy on training batches over the last tenth of the first `steps` steps; 0 of a run that diverged.
 
     A network whose loss is no number predicts nothing.
     """
     if diverged(run):
         return 0.0
-    values = [line["accuracy"] for line in records_of(run, "train") if 0.95 * steps <= line["step"] < steps]
+    values = [line["accuracy"] for line in records_of(run, "train") if 0.9 * steps <= line["step"] < steps]
     return float(np.mean(values)) if values else math.nan
 
 
