@@ -148,8 +148,9 @@ def plot_layers(axis: Any, views: Iterable[RunView], value: Callable[[RunView], 
 
 def layer_axis(axis: Any, title: str) -> None:
     """What axes of `plot_layers` have in common."""
-    axis.set(title=title, xlabel="layer, first to last", yscale="log")
+    axis.set(title=title, xlabel="layer, first to last", yscale="log", ylim=(0.5, 100))
     axis.set_xticks([0, 1], ["first", "last"])
+    axis.set_yticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
 
 
 def finished(of_seed: Mapping[int, Record]) -> list[Record]:

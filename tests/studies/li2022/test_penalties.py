@@ -128,7 +128,7 @@ def test_figures_show_density_gains_and_label_noise(ended, views):
     assert len(l1.lines) == len(l2.lines) == 1 + 2 * 3
     accuracy, corrupted, _ = figures["Gains"].axes
     assert [len(c.lines[0].get_xdata()) for c in corrupted.containers] == [3, 3]
-    np.testing.assert_allclose(corrupted.containers[0].lines[0].get_ydata(), 3.06)
+    np.testing.assert_allclose(np.asarray(corrupted.containers[0].lines[0].get_ydata(), float), 3.06)
     assert accuracy.get_legend_handles_labels()[1] == ["L1", "L2"]
     (noise,) = figures["Label noise"].axes
     plain, penalised = [line for line in noise.lines if line.get_linestyle() == "-"]
