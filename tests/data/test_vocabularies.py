@@ -90,10 +90,14 @@ def test_a_tokenizer_adds_cuts_and_pads_nothing(words):
 def test_masked_text_masks_with_the_tokenizers_own_token(words):
     section = {"name": "tokenizer", "path": words.path, "classes": words.classes}
     source = build(SOURCES["masked_text"], {"vocabulary": section, "length": 32})
-    split = source.load("test")
-    example = source.augment(split[0], np.random.default_rng(0))
-    masked = example["tokens"][(example["target_segments"] == 1) & (example["tokens"] != example["targets"])]
-    assert (masked == 4).sum() >= 3
+    split, rng, masked = source.load("test"), np.random.default_rng(0), []
+    for _ in range(40):
+        example = source.augment(split[0], rng)
+        masked += (example["tokens"] == 4)[example["target_segments"] == 1].tolist()
+        assert not (example["tokens"] == 4)[example["target_segments"] == 0].any()
+    assert len(masked) == 200  # 15% of 32 tokens, forty times
+    # Four fifths, and five binomial standard errors.
+    assert abs(np.mean(masked) - 0.8) < 5 * (0.8 * 0.2 / 200) ** 0.5
     assert source.classes == 304
 
 
