@@ -33,12 +33,12 @@ setup(
         # importlib-resources: what TFDS writes datasets with, and does not declare.
         "test": [
             *("hypothesis>=6.100", "import-linter>=2.1", "importlib-resources>=6", "pytest>=9"),
-            *("pytest-xdist>=3.8", "ruff>=0.15", "safetensors>=0.5"),
+            *("pytest-xdist>=3.8", "ruff>=0.15", "safetensors>=0.5", "sentencepiece>=0.2", "tokenizers>=0.21"),
         ],
-        "peer": ["safetensors>=0.5", "torch", "transformers>=5"],
+        "peer": ["safetensors>=0.5", "timm>=1", "torch", "torchvision", "transformers>=5"],
         "tpu": ["jax[tpu]>=0.10.0,<0.13"],
         "cuda": ["jax[cuda12]>=0.10.0,<0.13"],
-        "tokenizers": ["sentencepiece>=0.2"],
+        "tokenizers": ["sentencepiece>=0.2", "tokenizers>=0.21"],
         "hf": ["safetensors>=0.5"],
         "tensorboard": ["tensorboardX>=2.6"],
         "gcs": ["etils[epath-gcs]"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -65,6 +65,15 @@ def main(body: Callable[[], int]) -> None:
 
     sys.modules["__main__"].__doc__ = f"{sys.modules['__main__'].__doc__}\n{EXIT_CODES}\n"
     app.run(guarded, flags_parser=_with_help(parse))
+
+
+def settings(given: Sequence[str]) -> dict[str, str]:
+    """The values of a repeated --set=key=value, by key. Raises ConfigError."""
+    pairs = [setting.partition("=") for setting in given]
+    for key, equals, _ in pairs:
+        if not equals:
+            raise ConfigError(f"--set: {key!r} is not key=value")
+    return {key: value for key, _, value in pairs}
 
 
 def _with_help(parse: Callable) -> Callable:

@@ -25,7 +25,7 @@ def evaluate() -> int:
     """Prints the measures of the last checkpoint, and whether they equal the recorded ones."""
     files = run_lib.Workdir(_WORKDIR.value)
     saved = files.saved_config()
-    config = run_lib.with_evals(saved, _settings()) if _SET.value else saved
+    config = run_lib.with_evals(saved, cli.settings(_SET.value)) if _SET.value else saved
     names = tuple(_EVALS.value) or config.evals.names
     for name in names:
         lookup(EVALS, name, "evaluator")
@@ -45,15 +45,6 @@ def evaluate() -> int:
         record = {"step": step, "measures": [dataclasses.asdict(m) for m in result.measures]}
         write_json(Path(_OUT.value), record)
     return cli.DONE
-
-
-def _settings() -> dict[str, str]:
-    """--set as {key: value}."""
-    pairs = [setting.partition("=") for setting in _SET.value]
-    for key, equals, _ in pairs:
-        if not equals:
-            raise ConfigError(f"--set: {key!r} is not key=value")
-    return {key: value for key, _, value in pairs}
 
 
 def _against_record(recorded: run_lib.Outcome | None, now: run_lib.Outcome) -> str:

@@ -8,6 +8,7 @@ that says what, where, and the nearest valid choice.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import hashlib
@@ -70,6 +71,18 @@ def later(default: Any) -> Any:
     ({'radius': 1.0}, {'radius': 1.0, 'width': 2})
     """
     return dataclasses.field(default=default, metadata={_LATER: True})
+
+
+def parsed(text: str) -> Any:
+    """What `text` stands for, or itself, a word, if it is no number, tuple or the like.
+
+    >>> parsed("(0.01, 0.05)"), parsed("validation")
+    ((0.01, 0.05), 'validation')
+    """
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def build(cls: type[T], section: Mapping[str, Any], where: str = "config") -> T:

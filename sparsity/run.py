@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import dataclasses
 import fcntl
@@ -24,6 +23,7 @@ from sparsity import spmd
 from sparsity.checkpoint import Checkpoints
 from sparsity.config import ConfigError, one_of
 from sparsity.data import SOURCES
+from sparsity.data.imagenet import published_folders
 from sparsity.data.pipeline import train_batches
 from sparsity.evals import EVALS, TASKS
 from sparsity.evals.neurons import neurons
@@ -100,6 +100,8 @@ class RunConfig:
                 if TASKS.get(name, self.model.task) != self.model.task:
                     task = self.model.task
                     raise ValueError(f"evals.{field}: {name} scores {TASKS[name]}, and the model's task is {task}")
+        if self.evals.imagenet_c is not None and self.model.task != "classification":
+            raise ValueError(f"evals.imagenet_c: the model's task is {self.model.task}, not classification")
         if self.data.classes is None and self.model.task == "classification":
             raise ValueError(f"data: {type(self.data).__name__} has no labels, and the model is a classifier")
         for name in self.model.inputs:
@@ -146,11 +148,7 @@ def with_evals(config: RunConfig, settings: Mapping[str, str]) -> RunConfig:
       ConfigError: an unknown key, or a value that it cannot have.
     """
     section = config_lib.to_dict(config)
-    for key, value in settings.items():
-        try:
-            section["evals"][key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):  # a word
-            section["evals"][key] = value
+    section["evals"] |= {key: config_lib.parsed(value) for key, value in settings.items()}
     return run_config(section)
 
 
@@ -158,9 +156,9 @@ def smoke(config: RunConfig) -> RunConfig:
     """Two steps of `config` on noise at reduced width: it tests that every part works, and measures nothing.
 
     Replaced are the name, the lengths (steps, batches, intervals), the model by a narrow and shallow one of the
-    same kind, and the data by its `mock()` of the same shapes and classes. The rest stays: sparsifier (Top-k's k in
-    proportion), noise, optimizer, schedule, microbatches, evaluators, mesh and seed. Both steps record, so it is
-    the recording step that runs.
+    same kind, and the data by its `mock()` of the same shapes and classes; noise is made where ImageNet-C is named.
+    The rest stays: sparsifier (Top-k's k in proportion), noise, optimizer, schedule, microbatches, evaluators, mesh
+    and seed. Both steps record, so it is the recording step that runs.
 
     Raises:
       ConfigError: the mesh does not fit the devices.
@@ -174,7 +172,7 @@ def smoke(config: RunConfig) -> RunConfig:
         batch=batch * config.accumulate,
         model=config.model.reduced(config.mesh.model),
         data=config.data.mock(),
-        evals=dataclasses.replace(config.evals, batch=batch),
+        evals=dataclasses.replace(config.evals, batch=batch, imagenet_c=None),
         every=Intervals(record=1, eval=1, checkpoint=1, speed=1),
     )
 
@@ -303,6 +301,9 @@ class Engine:
             raise ConfigError(
                 f"config.evals.batch: {config.evals.batch} is not divisible by {self.mesh.shape['data']} data devices"
             )
+        if config.evals.imagenet_c is not None:  # now, not when training has ended
+            published_folders(config.evals.imagenet_c)
+            config.data.class_names()
         self.model = config.model.build(config.data.classes)
         self.tx, self.schedule = config.optimizer.build(config.steps)
         specs = (config.data.inputs[name] for name in config.model.inputs)

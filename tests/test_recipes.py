@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from sparsity import recipes
 from sparsity.config import build, config_hash, differences, flatten, to_dict
 from sparsity.ops.sparsifiers import TopK
-from sparsity.run import RunConfig, Workdir, run, run_config, smoke
+from sparsity.run import Engine, RunConfig, Workdir, run, run_config, smoke
 from sparsity.spmd import MeshConfig
 from sparsity.studies import report
 from sparsity.writer import Progress
@@ -79,6 +79,37 @@ def test_with_top_k_of_more_units_than_there_are_is_refused_when_built():
         run_config(recipes.with_top_k(config, k))
 
 
+VITS = {  # what a recipe makes of a ViT on digits: the end of its name, and the sections that change beside it
+    "with_few_examples": (recipes.with_few_examples(recipes.vit_digits(), 126), "_126_examples", {"data"}),
+    "with_random_images": (recipes.with_random_images(recipes.vit_digits()), "_random_images", {"data"}),
+    "with_infinite_data": (recipes.with_infinite_data(recipes.vit_digits()), "_infinite_data", {"data"}),
+    "with_penalty": (recipes.with_penalty(recipes.vit_digits(), "l2", 1e-5), "_l2_1e-05", {"penalty"}),
+    "vit_digits_of": (recipes.vit_digits_of("large"), "_large", {"model"}),
+    "vit_calibrated_arm": (recipes.vit_calibrated_arm(recipes.vit_digits()), "_noise0_seed0", {"evals"}),
+}
+
+
+@pytest.mark.parametrize("recipe", VITS)
+def test_a_variant_of_a_vit_s_run_changes_its_name_and_one_section(recipe):
+    config, ending, sections = VITS[recipe]
+    changed = differences(to_dict(run_config(recipes.vit_digits())), to_dict(run_config(config)))
+    assert {key.partition(".")[0] for key in changed} - {"name"} == sections
+    assert config.name == "vit_digits" + ending
+
+
+def test_vits_on_digits_have_heads_of_16_and_base_is_vit_digits():
+    assert recipes.vit_digits_of("base").to_dict() == recipes.vit_digits().to_dict()
+    for size in recipes.VIT_DIGITS_SIZES:
+        model = recipes.vit_digits_of(size).model
+        assert model.d_model == 16 * model.heads
+    for mistake in (
+        lambda: recipes.vit_digits_of("huge"),
+        lambda: recipes.with_penalty(recipes.vit_digits(), "jacobian", 1.0),
+    ):
+        with pytest.raises(ValueError, match=r"^unknown .*; valid: "):
+            mistake()
+
+
 def test_t5_on_c4_is_described_and_smoked_without_its_files():
     """T5X's base_c4_pretrain: 100,000 steps of 256 x (512 inputs, 114 targets), rsqrt from 0.01."""
     config = run_config(recipes.t5_c4())
@@ -94,6 +125,82 @@ def test_t5_on_c4_is_described_and_smoked_without_its_files():
     assert len(small.data.load("train")) == 16
     for size in ("small", "large"):
         assert run_config(recipes.t5_c4(size)).model.d_model == recipes.T5_SIZES[size][0]
+
+
+AT_THE_PAPERS_SCALE = {  # steps, batch, schedule's rates by step, weight decay, dropout; by hand from App. A.2, B, C
+    # 180 epochs of 1,268,355 images.
+    "vit_imagenet": (recipes.vit_imagenet, 55_738, 4096, {5000: 1.5e-3, 10_000: 3e-3, 32_869: 1.5e-3}, 0.3, 0.1),
+    # 90 epochs of 13,913,179.
+    "vit_imagenet21k": (
+        recipes.vit_imagenet21k,
+        305_709,
+        4096,
+        {10_000: 1e-3, 157_854: 5.05e-4, 305_709: 1e-5},
+        0.03,
+        0.1,
+    ),
+    "mixer_imagenet21k": (recipes.mixer_imagenet21k, 1_019_031, 4096, {10_000: 3e-3, 1_019_031: 0.0}, 0.03, 0.0),
+    "resnet_imagenet": (recipes.resnet_imagenet, 111_476, 1024, {6193: 0.4, 111_476: 0.0}, 1e-4, None),
+    "bert_pretraining": (
+        recipes.bert_pretraining,
+        450_000,
+        1024,
+        {10_000: 1e-4, 230_000: 5e-5, 450_000: 0.0},
+        0.01,
+        0.0,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", AT_THE_PAPERS_SCALE)
+def test_a_recipe_at_the_papers_scale_is_described_and_smoked_without_its_files(name):
+    recipe, steps, batch, rates, decay, dropout = AT_THE_PAPERS_SCALE[name]
+    config = run_config(recipe())
+    assert (config.steps, config.batch, config.optimizer.rule.weight_decay) == (steps, batch, decay)
+    _, rate = config.optimizer.build(config.steps)
+    assert [float(rate(t)) for t in rates] == pytest.approx(list(rates.values()), rel=1e-3, abs=1e-8)
+    if dropout is not None:
+        assert config.model.mlp.dropout == dropout
+    assert build(RunConfig, to_dict(config)) == config
+    small = smoke(dataclasses.replace(config, mesh=MeshConfig(1, 1)))
+    assert small.data == config.data.mock()
+    assert run_config(to_dict(small)) == small
+    engine = Engine(small, jax.devices()[:1])  # shapes alone
+    assert sum(leaf.size for leaf in jax.tree.leaves(engine.abstract.params)) > 0
+
+
+def test_recipes_of_images_have_the_papers_details():
+    vit, large = run_config(recipes.vit_imagenet()), run_config(recipes.vit_imagenet21k("L/16"))
+    assert (vit.model.d_model, vit.model.patch, vit.model.mlp.d_ff, vit.optimizer.grad_clip) == (768, 16, 3072, 1.0)
+    assert (vit.model.representation, large.model.representation, large.model.head_bias) == (None, 1024, -10)
+    assert (vit.name, large.name) == ("vit_b16_imagenet", "vit_l16_imagenet21k")
+    mixer = run_config(recipes.mixer_imagenet21k())
+    assert (mixer.data.rand_augment.layers, mixer.data.rand_augment.magnitude) == (2, 10)
+    assert (mixer.model.token_mlp.d_ff, mixer.model.mlp.d_ff) == (384, 3072)
+    adam = run_config(recipes.resnet_imagenet(50, 128, "adam"))
+    assert (adam.optimizer.learning_rate, adam.optimizer.rule.b2, adam.name) == (
+        3e-3,
+        0.999,
+        "resnet50_w128_adam_imagenet",
+    )
+    assert (adam.model.block, adam.model.width, adam.optimizer.grad_clip) == ("bottleneck", 128, None)
+    bert = run_config(recipes.bert_pretraining("large"))
+    assert (bert.model.layers, bert.optimizer.rule.eps, bert.optimizer.rule.b2) == (24, 1e-6, 0.999)
+    with pytest.raises(ValueError, match='unknown optimizer of ResNets "adagrad"; valid: sgd, adam'):
+        recipes.resnet_imagenet(optimizer="adagrad")
+
+
+def test_imagenet_c_is_looked_for_before_training_and_not_at_all_by_a_smoke_run(tmp_path):
+    config = recipes.vit_imagenet()
+    config.evals.imagenet_c = str(tmp_path)
+    config = dataclasses.replace(run_config(config), mesh=MeshConfig(1, 1))
+    with pytest.raises(ValueError, match=r"^evals.imagenet_c: .*gaussian_noise/1 is not there"):
+        Engine(config, jax.devices()[:1])
+    assert smoke(config).evals.imagenet_c is None
+    bert = recipes.bert_pretraining()
+    bert.evals.imagenet_c = str(tmp_path)
+    with pytest.raises(ValueError, match=r"^config\.evals.imagenet_c: the model's task is language"):
+        run_config(bert)
 
 
 PLAIN = recipes.with_noise(recipes.autoencoder_photos(), 0.0)

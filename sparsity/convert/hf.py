@@ -6,21 +6,26 @@ import contextlib
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sparsity.config import ConfigError, lookup
-from sparsity.convert.tensors import Opened, Tensor, unload
+from sparsity.convert.tensors import MATRIX, Opened, Tensor, linear, norm, unload
+from sparsity.convert.vit import NEW_HEAD, cls_tensor, position_tensor, side_of, torch_patches, vit_settings
 from sparsity.layers.mlp import MLPConfig
 from sparsity.models.t5 import DECODER, ENCODER, T5Config
-from sparsity.ops.sparsifiers import GeluTanh, Relu
+from sparsity.models.vit import ViTConfig
+from sparsity.ops.sparsifiers import Gelu, GeluTanh, Relu
 
 INDEX = "model.safetensors.index.json"
 # "feed_forward_proj" of a T5's config.json -> (gated, its activation); the file calls it gelu and means gelu_new.
 T5_MLPS = {"relu": (False, Relu), "gated-gelu": (True, GeluTanh)}
+# "hidden_act" of a ViT's config.json -> its activation; of two names of one, the last is written.
+VIT_ACTIVATIONS = {"gelu": Gelu, "gelu_new": GeluTanh, "gelu_pytorch_tanh": GeluTanh, "relu": Relu}
+VIT_IGNORED = r"(vit\.)?embeddings\.mask_token|vit\.pooler\.dense\.(weight|bias)"  # read in other tasks alone
 
 
 class HuggingFace:
@@ -35,7 +40,7 @@ class HuggingFace:
         try:
             import safetensors
         except ImportError as error:
-            raise ConfigError("--source=hf: safetensors need pip install -e '.[hf]'") from error
+            raise ConfigError("--source: safetensors need pip install -e '.[hf]'") from error
         index = self.path / INDEX
         files = sorted(self.path.glob("*.safetensors"))
         if index.is_file():
@@ -128,14 +133,14 @@ def t5_tensors(config: T5Config, head: str = "lm_head.weight") -> dict[str, Tens
     """
     out = {"embedding": Tensor(("shared.weight",))}
     if not config.tied:
-        out["head/kernel"] = Tensor((head,), transposed=True)
+        out["head/kernel"] = Tensor((head,), order=MATRIX)
     for stack in (ENCODER, DECODER):
         out[f"{stack}/norm/scale"] = Tensor((f"{stack}.final_layer_norm.weight",))
         table = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
         out[f"{stack}/bias/embedding"] = Tensor((table,))
         for path, name in _layer(stack == DECODER, config.mlp.gated).items():
             names = tuple(f"{stack}.block.{i}.layer.{name}.weight" for i in range(config.depth(stack)))
-            out[f"{stack}/layers/{path}"] = Tensor(names, transposed=path.endswith("kernel"), stacked=True)
+            out[f"{stack}/layers/{path}"] = Tensor(names, MATRIX if path.endswith("kernel") else None, stacked=True)
     return out
 
 
@@ -169,17 +174,10 @@ def write_t5(params: Any, config: T5Config, classes: int, path: str | Path) -> N
     Raises:
       ConfigError: the directory exists and is not empty, or the MLP is none that a T5 of theirs has.
     """
-    from safetensors.numpy import save_file
-
     kinds = {(gated, activation): name for name, (gated, activation) in T5_MLPS.items()}
     kind = kinds.get((config.mlp.gated, type(config.mlp.sparsifier)))
     if kind is None or config.mlp.use_bias or config.without_skip:
         raise ConfigError("--model: transformers has T5s of ReLU or gated GELU (gelu_tanh) MLPs without biases only")
-    path = Path(path).expanduser()
-    if path.exists() and any(path.iterdir()):
-        raise ConfigError(f"--out: {path} is not empty")
-    path.mkdir(parents=True, exist_ok=True)
-    save_file(dict(unload(t5_tensors(config), params)), path / "model.safetensors", {"format": "pt"})
     described = {
         "architectures": ["T5ForConditionalGeneration"],
         "model_type": "t5",
@@ -201,4 +199,158 @@ def write_t5(params: Any, config: T5Config, classes: int, path: str | Path) -> N
         "eos_token_id": 1,
         "is_encoder_decoder": True,
     }
+    _write(unload(t5_tensors(config), params), described, path)
+
+
+def write(params: Any, model: Any, classes: int, shape: tuple[int, ...], path: str | Path) -> None:
+    """A directory that `transformers` reads, of a T5 or a ViT, of `classes` and inputs of that shape.
+
+    Raises:
+      ConfigError: as `write_t5` and `write_vit` do; or it is another model.
+    """
+    if isinstance(model, T5Config):
+        write_t5(params, model, classes, path)
+    elif isinstance(model, ViTConfig):
+        write_vit(params, model, classes, shape, path)
+    else:
+        raise ConfigError(f"--to: T5 and ViT can be written for transformers, and the model is {type(model).__name__}")
+
+
+def _write(tensors: Iterable[tuple[str, np.ndarray]], described: Mapping[str, Any], path: str | Path) -> None:
+    """A directory of both. Raises ConfigError if it exists and is not empty."""
+    from safetensors.numpy import save_file
+
+    path = Path(path).expanduser()
+    if path.exists() and any(path.iterdir()):
+        raise ConfigError(f"--path: {path} is not empty")
+    path.mkdir(parents=True, exist_ok=True)
+    save_file(dict(tensors), path / "model.safetensors", {"format": "pt"})
     (path / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+
+
+def open_vit(path: str | Path) -> Opened:
+    """A ViT that `transformers` wrote: a classifier, or a ViTModel, whose pooler, if any, is the layer before the head.
+
+    Where query, key and value have no biases (`qkv_bias`), ours start at 0.
+
+    Raises:
+      ConfigError: as `HuggingFace` and `vit_config` do.
+    """
+    reader = HuggingFace(path)
+    shapes = reader.shapes()
+    prefix = "vit." if any(name.startswith("vit.") for name in shapes) else ""
+    pooled = not prefix and "pooler.dense.weight" in shapes
+    model, image = vit_config(reader.config, pooled)
+    head = "classifier.weight" in shapes
+    tensors = vit_tensors(model, prefix, head, reader.config.get("qkv_bias", True))
+    classes = shapes["classifier.weight"][0] if head else None
+    return Opened(reader, model, classes, tensors, re.compile(VIT_IGNORED).fullmatch, image=image)
+
+
+def vit_config(config: Mapping[str, Any], pooled: bool) -> tuple[ViTConfig, tuple[int, int, int]]:
+    """(settings, shape of the images) of a ViT's config.json, with a pooler or without.
+
+    Raises:
+      ConfigError: it is of another model, or has an activation, patches or rates of dropout that ViTs here have not.
+    """
+    if config.get("model_type") != "vit":
+        raise ConfigError(f'--model: vit, but the checkpoint is a "{config.get("model_type")}"')
+    activation = lookup(VIT_ACTIVATIONS, config.get("hidden_act", "gelu"), "hidden_act of config.json")
+    if pooled and config.get("pooler_act", "tanh") != "tanh":
+        raise ConfigError(f'config.json: pooler_act "{config["pooler_act"]}" is not the tanh of the model here')
+    rates = [config.get(name, 0.0) for name in ("hidden_dropout_prob", "attention_probs_dropout_prob")]
+    if rates[0] != rates[1]:
+        raise ConfigError(f"config.json: rates of dropout {rates[0]} and {rates[1]}, and the model here has one")
+    pair = lambda name, default: np.broadcast_to(config.get(name, default), 2).tolist()
+    d_model = config.get("hidden_size", 768)
+    model = vit_settings(
+        config.get("intermediate_size", 3072),
+        activation,
+        d_model=d_model,
+        layers=config.get("num_hidden_layers", 12),
+        heads=config.get("num_attention_heads", 12),
+        patch=side_of("config.json", *pair("patch_size", 16)),
+        dropout=rates[0],
+        representation=(config.get("pooler_output_size") or d_model) if pooled else None,
+        norm_epsilon=config.get("layer_norm_eps", 1e-12),
+    )
+    return model, (*pair("image_size", 224), config.get("num_channels", 3))
+
+
+def vit_tensors(config: ViTConfig, prefix: str = "vit.", head: bool = True, qkv_bias: bool = True) -> dict[str, Tensor]:
+    """The tensors of a ViT's parameters, by path.
+
+    Args:
+      config: of the ViT.
+      prefix: of the names outside of the head, "" in a ViTModel's.
+      head: it has one.
+      qkv_bias: query, key and value have biases.
+    """
+    embeddings = f"{prefix}embeddings"
+    out = {
+        "cls": cls_tensor(f"{embeddings}.cls_token"),
+        "position": position_tensor(f"{embeddings}.position_embeddings"),
+        **torch_patches(f"{embeddings}.patch_embeddings.projection", config.patch),
+        **norm("norm", f"{prefix}layernorm"),
+        **(linear("head", "classifier") if head else NEW_HEAD),
+    }
+    if config.representation is not None:
+        out |= linear("representation", f"{prefix}pooler.dense")
+    for i in range(config.layers):
+        ours, theirs = f"block_{i}", f"{prefix}encoder.layer.{i}"
+        out |= norm(f"{ours}/norm_attention", f"{theirs}.layernorm_before")
+        out |= norm(f"{ours}/norm_mlp", f"{theirs}.layernorm_after")
+        for name in ("query", "key", "value"):
+            out |= linear(f"{ours}/attention/{name}", f"{theirs}.attention.attention.{name}", qkv_bias)
+        out |= linear(f"{ours}/attention/out", f"{theirs}.attention.output.dense")
+        out |= linear(f"{ours}/mlp/wi", f"{theirs}.intermediate.dense")
+        out |= linear(f"{ours}/mlp/wo", f"{theirs}.output.dense")
+    return out
+
+
+def write_vit(params: Any, config: ViTConfig, classes: int, image: tuple[int, int, int], path: str | Path) -> None:
+    """A directory that `transformers` reads: `model.safetensors` and `config.json`.
+
+    A head of zeros, as a new one is, is left out: then it is a ViTModel, and a layer in front of the head its pooler.
+
+    Args:
+      params: of the ViT.
+      config: of the ViT.
+      classes: of its head.
+      image: shape of the images that it reads.
+      path: of the directory.
+
+    Raises:
+      ConfigError: the directory exists and is not empty, or the ViT is none of theirs.
+    """
+    kinds = {activation: name for name, activation in VIT_ACTIVATIONS.items()}
+    mlp, head = config.mlp, bool(np.any(params["head"]["kernel"]))
+    if type(mlp.sparsifier) not in kinds or mlp.gated or mlp.shared_bias or not mlp.use_bias:
+        raise ConfigError("--model: transformers has ViTs of ReLU, gelu or gelu_tanh MLPs with biases only")
+    if config.pool != "cls" or config.positions != "learned" or (head and config.representation is not None):
+        raise ConfigError("--model: transformers has ViTs of a class token, learned positions and a linear head only")
+    tensors = vit_tensors(config, "vit." if head else "", head)
+    if not head:
+        params = {name: values for name, values in params.items() if name != "head"}
+    described = {
+        "architectures": ["ViTForImageClassification" if head else "ViTModel"],
+        "model_type": "vit",
+        "hidden_size": config.d_model,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "intermediate_size": mlp.d_ff,
+        "hidden_act": kinds[type(mlp.sparsifier)],
+        "hidden_dropout_prob": config.dropout,
+        "attention_probs_dropout_prob": config.dropout,
+        "layer_norm_eps": config.norm_epsilon,
+        "image_size": image[0] if image[0] == image[1] else list(image[:2]),
+        "patch_size": config.patch,
+        "num_channels": image[2],
+        "qkv_bias": True,
+        "pooler_output_size": config.representation or config.d_model,
+        "pooler_act": "tanh",
+    }
+    if head:  # their number is that of the names
+        described["id2label"] = {str(i): f"LABEL_{i}" for i in range(classes)}
+        described["label2id"] = {f"LABEL_{i}": i for i in range(classes)}
+    _write(unload(tensors, params), described, path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import tensorstore
 
-from sparsity.config import ConfigError, nearest
-from sparsity.convert.tensors import Opened, Tensor
+from sparsity.config import ConfigError
+from sparsity.convert.tensors import MATRIX, Opened, Tensor, depth_of, sizes_of
 from sparsity.layers.mlp import MLPConfig
 from sparsity.models.t5 import DECODER, ENCODER, T5Config
 from sparsity.ops.sparsifiers import GeluTanh, Relu
@@ -152,14 +151,7 @@ def t5_config(shapes: Mapping[str, tuple[int, ...]]) -> tuple[T5Config, int]:
             "--path: T5X's scanned T5s have a table of distances in every layer, and this model one a stack"
         )
 
-    def sizes(name):
-        name = f"{TARGET}/{name}"
-        if name not in shapes:
-            raise ConfigError(f"checkpoint: has no tensor {name}, whose sizes are the model's{nearest(name, shapes)}")
-        if len(shapes[name]) != 2:
-            raise ConfigError(f"checkpoint: {name} has shape {shapes[name]}, and must be a matrix")
-        return shapes[name]
-
+    sizes = lambda name: sizes_of(shapes, f"{TARGET}/{name}", 2)
     classes, d_model = sizes("token_embedder/embedding")
     heads, buckets = sizes(f"{ENCODER}/relpos_bias/rel_embedding")
     _, joined = sizes(f"{ENCODER}/layers_0/attention/query/kernel")
@@ -180,8 +172,8 @@ def t5_config(shapes: Mapping[str, tuple[int, ...]]) -> tuple[T5Config, int]:
         return T5Config(
             mlp=mlp,
             d_model=d_model,
-            layers=_depth(shapes, ENCODER),
-            decoder_layers=_depth(shapes, DECODER),
+            layers=depth_of(shapes, f"{TARGET}/{ENCODER}/layers_", "/"),
+            decoder_layers=depth_of(shapes, f"{TARGET}/{DECODER}/layers_", "/"),
             heads=heads,
             head_dim=joined // heads,
             buckets=buckets,
@@ -193,16 +185,6 @@ def t5_config(shapes: Mapping[str, tuple[int, ...]]) -> tuple[T5Config, int]:
         raise ConfigError(f"checkpoint: {error}") from error
 
 
-def _depth(shapes: Mapping[str, tuple[int, ...]], stack: str) -> int:
-    """Layers of a stack."""
-    pattern = re.compile(rf"{TARGET}/{stack}/layers_(\d+)/")
-    found = {match[1] for match in map(pattern.match, shapes) if match}
-    for i in range(len(found)):
-        if str(i) not in found:
-            raise ConfigError(f"checkpoint: {stack} has {len(found)} layers, and none of them is layers_{i}")
-    return len(found)
-
-
 def t5_tensors(config: T5Config) -> dict[str, Tensor]:
     """The tensors of a T5's parameters, by path. Kernels are [inputs, outputs], as ours; heads are joined."""
     out = {"embedding": _tensor("token_embedder/embedding")}
@@ -211,14 +193,14 @@ def t5_tensors(config: T5Config) -> dict[str, Tensor]:
     for stack in (ENCODER, DECODER):
         out[f"{stack}/norm/scale"] = _tensor(f"{stack}/{stack}_norm/scale")
         # Of heads and buckets, ours of buckets and heads.
-        out[f"{stack}/bias/embedding"] = _tensor(f"{stack}/relpos_bias/rel_embedding", transposed=True)
+        out[f"{stack}/bias/embedding"] = _tensor(f"{stack}/relpos_bias/rel_embedding", order=MATRIX)
         for path, name in _layer(stack, config.mlp.gated).items():
             names = [f"{stack}/layers_{i}/{name}" for i in range(config.depth(stack))]
             out[f"{stack}/layers/{path}"] = _tensor(*names, stacked=True)
     return out
 
 
-def _tensor(*names: str, **settings: bool) -> Tensor:
+def _tensor(*names: str, **settings: Any) -> Tensor:
     return Tensor(tuple(f"{TARGET}/{name}" for name in names), **settings)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
@@ -18,20 +19,90 @@ from sparsity.config import ConfigError, nearest
 class Tensor:
     """The tensors that one parameter is made of.
 
+    Of a tensor a `part` is taken, its axes are put in `order` and joined as `split` says; then come `zeros` in front.
+
     Attributes:
-      names: of the tensors; one a layer if the parameter is stacked, else one.
-      transposed: they are matrices whose axes stand the other way round, as torch's [outputs, inputs].
+      names: of the tensors; one a layer if the parameter is stacked, else one. Without any the parameter starts at 0.
+      order: the tensor's axes as they follow in the parameter, (1, 0) for torch's [outputs, inputs]; None: as they are.
+      split: for each axis of the parameter, the sizes of the tensor's axes that it joins, -1 for what is left: ((-1,),
+        (H, K)) makes [D, H * K] of [D, H, K], and ((1, -1), (-1,)) makes [L, D] of [1, L, D]. None: axis for axis.
+      part: (i, n), the i-th of n equal parts along the tensor's axis `along`; None: the whole.
+      along: the first axis, or another one.
+      zeros: rows of the parameter, its first, that the tensor does not have.
       stacked: the parameter has a leading axis of layers.
     """
 
     names: tuple[str, ...]
-    transposed: bool = False
+    order: tuple[int, ...] | None = None
+    split: tuple[tuple[int, ...], ...] | None = None
+    part: tuple[int, int] | None = None
+    along: int = 0
+    zeros: int = 0
     stacked: bool = False
 
     def shape(self, parameter: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of each tensor of a parameter of shape `parameter`."""
-        one = parameter[1:] if self.stacked else parameter
-        return one[::-1] if self.transposed else one
+        joined = self._joined(parameter)
+        sizes = [size for axes in joined for size in axes]
+        out = [sizes[axis] for axis in np.argsort(self._order(sizes))]
+        if self.part is not None:
+            out[self.along] *= self.part[1]
+        return tuple(out)
+
+    def read(self, reader: Reader, name: str, index: tuple[slice, ...], parameter: tuple[int, ...]) -> np.ndarray:
+        """The part `index` of a layer of a parameter of shape `parameter`, `zeros` apart, from the tensor `name`.
+
+        No more is read than what encloses it: of axes that are joined, whole rows of the first.
+        """
+        wanted, cut, shape = [], [], []
+        for piece, axes in zip(index, self._joined(parameter), strict=True):
+            inner = math.prod(axes[1:])
+            first, last = piece.start // inner, -(-piece.stop // inner)
+            wanted += [slice(first, last), *(slice(0, size) for size in axes[1:])]
+            cut.append(slice(piece.start - first * inner, piece.stop - first * inner))
+            shape.append((last - first) * inner)
+        order = self._order(wanted)
+        theirs = [wanted[axis] for axis in np.argsort(order)]
+        if self.part is not None:
+            size = self.shape(parameter)[self.along] // self.part[1]
+            own = theirs[self.along]
+            theirs[self.along] = slice(own.start + self.part[0] * size, own.stop + self.part[0] * size)
+        return reader.read(name, tuple(theirs)).transpose(order).reshape(shape)[tuple(cut)]
+
+    def write(self, values: np.ndarray) -> np.ndarray:
+        """The tensor of one layer's parameter. Raises ValueError if it is not the whole of one tensor."""
+        if self.part is not None or self.zeros:
+            raise ValueError(f"{self.names}: a part of a tensor is not written")
+        sizes = [size for axes in self._joined(values.shape, layers=False) for size in axes]
+        return np.ascontiguousarray(values.reshape(sizes).transpose(np.argsort(self._order(sizes))))
+
+    def _joined(self, parameter: tuple[int, ...], layers: bool = True) -> list[tuple[int, ...]]:
+        """For each axis of one layer's parameter the sizes of those that it joins."""
+        sizes = list(parameter[1:] if self.stacked and layers else parameter)
+        sizes[:1] = [size - self.zeros for size in sizes[:1]]
+        split = self.split or ((-1,),) * len(sizes)
+        left = lambda size, axes: tuple(size // -math.prod(axes) if axis < 0 else axis for axis in axes)
+        return [left(size, axes) for size, axes in zip(sizes, split, strict=True)]
+
+    def _order(self, axes: list) -> tuple[int, ...]:
+        return self.order or tuple(range(len(axes)))
+
+
+MATRIX = (1, 0)  # of torch's nn.Linear, [outputs, inputs]
+WINDOW = (2, 3, 1, 0)  # of torch's nn.Conv2d, [outputs, inputs, height, width]
+
+
+def linear(ours: str, theirs: str, bias: bool = True) -> dict[str, Tensor]:
+    """Kernel and bias at the path `ours`, of torch's `nn.Linear` of the name `theirs`, which may have no bias."""
+    return {
+        f"{ours}/kernel": Tensor((f"{theirs}.weight",), MATRIX),
+        f"{ours}/bias": Tensor((f"{theirs}.bias",) if bias else ()),
+    }
+
+
+def norm(ours: str, theirs: str) -> dict[str, Tensor]:
+    """Scale and bias at the path `ours`, of a normalisation of torch of the name `theirs`."""
+    return {f"{ours}/scale": Tensor((f"{theirs}.weight",)), f"{ours}/bias": Tensor((f"{theirs}.bias",))}
 
 
 class Reader(Protocol):
@@ -51,16 +122,52 @@ class Opened:
     Attributes:
       reader: of its tensors.
       model: settings of the model.
-      classes: rows of its embedding.
+      classes: rows of its embedding, or of its head; None: it has no head.
       tensors: by the path of the parameter they make.
       ignored: of the name of a tensor, whether it may be there without being read.
+      statistics: tensors of running statistics, by their path, "batch_stats/norm/mean".
+      image: height, width and channels of the images that it was trained on, if it reads images.
     """
 
     reader: Reader
     model: Any
-    classes: int
+    classes: int | None
     tensors: Mapping[str, Tensor]
     ignored: Callable[[str], bool]
+    statistics: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    image: tuple[int, int, int] | None = None
+
+    @property
+    def names(self) -> set[str]:
+        """Of all the tensors that are read."""
+        return {name for of in (self.tensors, self.statistics) for tensor in of.values() for name in tensor.names}
+
+
+def sizes_of(shapes: Mapping[str, tuple[int, ...]], name: str, axes: int) -> tuple[int, ...]:
+    """The shape of the tensor `name`, which sizes of the model are read from.
+
+    Raises:
+      ConfigError: it is missing, or has another number of axes.
+    """
+    if name not in shapes:
+        raise ConfigError(f"checkpoint: has no tensor {name}, whose sizes are the model's{nearest(name, shapes)}")
+    if len(shapes[name]) != axes:
+        raise ConfigError(f"checkpoint: {name} has shape {shapes[name]}, and needs {axes} axes")
+    return shapes[name]
+
+
+def depth_of(shapes: Mapping[str, tuple[int, ...]], prefix: str, end: str) -> int:
+    """How many layers there are, whose tensors are named prefix + number + end + ...; numbers start at 0.
+
+    Raises:
+      ConfigError: a number is left out.
+    """
+    pattern = re.compile(rf"{re.escape(prefix)}(\d+){re.escape(end)}")
+    found = {match[1] for match in map(pattern.match, shapes) if match}
+    for i in range(len(found)):
+        if str(i) not in found:
+            raise ConfigError(f"checkpoint: has {len(found)} layers, and none of them is {prefix}{i}")
+    return len(found)
 
 
 def check(
@@ -80,16 +187,24 @@ def check(
     Raises:
       ConfigError: naming the first tensor that is missing, that has another shape, or that no parameter is made of.
     """
-    needed = {name: (path, tensor) for path, tensor in tensors.items() for name in tensor.names}
-    for name, (path, tensor) in needed.items():
+    needed = [(name, path, tensor) for path, tensor in tensors.items() for name in tensor.names]
+    for name, path, tensor in needed:
         if name not in found:
             raise ConfigError(f"checkpoint: has no tensor {name}, which {path} is made of{nearest(name, found)}")
         expected = tensor.shape(shapes[path])
         if tuple(found[name]) != expected:
             raise ConfigError(f"checkpoint: {name} has shape {tuple(found[name])}, and {path} needs {expected}")
+    read = {name for name, _, _ in needed}
     for name in found:
-        if name not in needed and not ignored(name):
+        if name not in read and not ignored(name):
             raise ConfigError(f"checkpoint: nothing is made of its tensor {name}, of shape {tuple(found[name])}")
+
+
+def check_state(found: Opened, params: Any, model_state: Any) -> None:
+    """That the checkpoint makes these abstract parameters and running statistics. Raises ConfigError like `check`."""
+    leaves = flax.traverse_util.flatten_dict({**params, **model_state}, sep="/")
+    shapes = {path: leaf.shape for path, leaf in leaves.items()}
+    check({**found.tensors, **found.statistics}, shapes, found.reader.shapes(), found.ignored)
 
 
 def load(tensors: Mapping[str, Tensor], abstract: Any, reader: Reader) -> Any:
@@ -110,11 +225,20 @@ def load(tensors: Mapping[str, Tensor], abstract: Any, reader: Reader) -> Any:
 
 def _part(tensor: Tensor, reader: Reader, index: tuple[slice, ...], leaf: Any) -> np.ndarray:
     """One shard of the parameter `leaf`; of the tensors it is made of, one is in memory at a time."""
-    out = _aligned([len(range(*s.indices(n))) for s, n in zip(index, leaf.shape, strict=True)], leaf.dtype)
+    index = [slice(*s.indices(n)[:2]) for s, n in zip(index, leaf.shape, strict=True)]
+    out = _aligned([s.stop - s.start for s in index], leaf.dtype)
+    if not tensor.names:
+        out[...] = 0
+        return out
     layers, inner, parts = (index[0], index[1:], out) if tensor.stacked else (slice(None), index, out[None])
+    if tensor.zeros:
+        start, stop = (max(row - tensor.zeros, 0) for row in (inner[0].start, inner[0].stop))
+        rows = len(out) - (stop - start)
+        out[:rows] = 0
+        inner[0], parts = slice(start, stop), out[None, rows:]
     for i, name in enumerate(tensor.names[layers]):
-        part = reader.read(name, inner[::-1] if tensor.transposed else inner)
-        parts[i] = part.T if tensor.transposed else part
+        part = tensor.read(reader, name, inner, leaf.shape)
+        parts[i] = part
         del part  # before the next is read
     return out
 
@@ -132,4 +256,4 @@ def unload(tensors: Mapping[str, Tensor], params: Any) -> Iterable[tuple[str, np
     for path, array in flax.traverse_util.flatten_dict(params, sep="/").items():
         tensor, values = tensors[path], np.asarray(array)
         for name, one in zip(tensor.names, values if tensor.stacked else [values], strict=True):
-            yield name, np.ascontiguousarray(one.T if tensor.transposed else one)
+            yield name, tensor.write(one)

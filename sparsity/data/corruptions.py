@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from sparsity.config import lookup
+from sparsity.data.pipeline import in_threads
 
 SEVERITIES = (1, 2, 3, 4, 5)
 CORRUPTIONS = ("gaussian", "shot", "impulse")
@@ -49,11 +50,16 @@ def constants(name: str, level: str, pixels: int) -> tuple[float, ...]:
     return lookup(lookup(_CONSTANTS, level, "corruption level"), name, "corruption")
 
 
-def corrupt(images: np.ndarray, name: str, severity: int, seed: int, level: str = "auto") -> np.ndarray:
+def corrupt(
+    images: np.ndarray, name: str, severity: int, seed: int, level: str = "auto", numbers: np.ndarray | None = None
+) -> np.ndarray:
     """`images` [n, h, w, c] in [0, 1] with noise, a function of (seed, name, severity) alone.
 
     gaussian: x + N(0, c^2). shot: Poisson(c x) / c. impulse: each channel value is replaced
     with probability c, by 0 or 1 with equal odds.
+
+    With the `numbers` [n] of the images, each has noise that is a function of (seed, name, severity, number) alone:
+    they can be given a few at a time.
 
     Raises:
       ConfigError: an unknown corruption or level. ValueError: a severity outside 1..5.
@@ -61,7 +67,14 @@ def corrupt(images: np.ndarray, name: str, severity: int, seed: int, level: str 
     if severity not in SEVERITIES:
         raise ValueError(f"severity: must be in 1..5, got {severity}")
     c = constants(name, level, images.shape[2])[severity - 1]
-    rng = np.random.default_rng([seed, CORRUPTIONS.index(name), severity])
+    key = (seed, CORRUPTIONS.index(name), severity)
+    if numbers is None:
+        return _noisy(images, name, c, np.random.default_rng(key))
+    each = lambda image, number: _noisy(image, name, c, np.random.default_rng((*key, number)))
+    return np.stack(in_threads(each, images, numbers.tolist()))
+
+
+def _noisy(images: np.ndarray, name: str, c: float, rng: np.random.Generator) -> np.ndarray:
     if name == "gaussian":
         noisy = images + rng.normal(0, c, images.shape)
     elif name == "shot":

@@ -14,9 +14,7 @@ from sparsity.data.corpora import CORPORA, SPLITS, PythonDocs
 from sparsity.data.mock import MockText
 from sparsity.data.pipeline import Batch
 from sparsity.data.span_corruption import Rows
-from sparsity.data.vocabularies import EOS, VOCABULARIES, Bytes
-
-FIRST = EOS + 2  # the first token of text; 2 is unused
+from sparsity.data.vocabularies import VOCABULARIES, Bytes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,7 +89,7 @@ class MaskedText:
         targets = example["tokens"]
         places = rng.choice(len(targets), self.count, replace=False)
         fate = rng.random(self.count)
-        drawn = rng.integers(FIRST, self.vocabulary.sentinel - self.vocabulary.sentinels + 1, self.count)
+        drawn = rng.integers(*self.vocabulary.words, self.count)
         kept = np.where(fate < self.masked + self.changed, drawn, targets[places])
         tokens, selected = targets.copy(), np.zeros_like(targets)
         tokens[places], selected[places] = np.where(fate < self.masked, self.vocabulary.sentinel, kept), 1

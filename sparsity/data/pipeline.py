@@ -5,25 +5,33 @@ so batch `s` needs nothing but `s`: resuming needs only the step, and the order 
 on how many processes read. The order is numpy's: a cached permutation an epoch, where grain's own
 shuffle takes up to milliseconds an example of a small split. Of splits too large for that the order
 is grain's, which takes microseconds then, and no memory. grain reads ahead, in threads.
-Evaluation: in index order, the last batch padded and masked.
+Evaluation: in index order, the last batch padded and masked; of images too many for memory a batch at a time.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
-from typing import Protocol
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
 
 import grain
 import jax
 import numpy as np
 from grain.experimental import index_shuffle
 
+from sparsity.config import ConfigError
+
 Batch = dict[str, np.ndarray]
 
 _PERMUTED = 1 << 25  # examples of a split whose order is held in memory, at most: 256 MiB an epoch
 _ROUNDS = 4  # of grain's shuffle: its own number
+_LARGE = 1 << 14  # numbers of an image from which on it is worth a thread to make it
+_HELD = 1 << 31  # bytes of the images of a split that evaluators read at once, at most
+_AHEAD = 1 << 32  # bytes of training batches that are read ahead, about, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +102,87 @@ class Windows:
         return self.take(slice(None))
 
 
+class Lazy:
+    """Base of the splits whose images are made as they are asked for: `arrays` has those that evaluators see.
+
+    A subclass has `take`, as `Split` has it, and its length, which is that of `labels` if it has these.
+
+    Attributes of a subclass:
+      image_shape: height, width and channels of what `take` gives.
+      labels: [n], or what gives them by index.
+      most: examples that evaluators see at most, from all parts of the split alike; None: all.
+    """
+
+    image_shape: tuple[int, int, int]
+    labels: Any
+    most: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i) -> Batch:
+        return self.take(i)
+
+    def take(self, indices) -> Batch:
+        """One example, or those of an array of indices, stacked."""
+        raise NotImplementedError
+
+    def seen(self) -> np.ndarray:
+        """The indices of the examples that evaluators see."""
+        taken = min(len(self), self.most or len(self))
+        return np.arange(taken) * len(self) // max(taken, 1)
+
+    def arrays(self) -> Batch:
+        """The examples that evaluators see, stacked."""
+        return self.take(self.seen())
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """The examples of a split that evaluators see, as the model reads them, a batch at a time."""
+
+    source: Source
+    split: Lazy
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """`size` examples after another, in order, the last batch of as many as are left; the next is made ahead."""
+        seen = self.split.seen()
+        parts = [seen[start : start + size] for start in range(0, len(seen), size)]
+        make = lambda part: self.source.model_input(self.split.take(part))
+        with ThreadPoolExecutor(1) as ahead:
+            coming = ahead.submit(make, parts[0])
+            for part in parts[1:]:
+                ready, coming = coming.result(), ahead.submit(make, part)
+                yield ready
+            yield coming.result()
+
+
+def read_whole(source: Source, split: Any) -> Batch | Stream:
+    """The examples of a split that evaluators see, as the model reads them: stacked, or a stream if they are many."""
+    if isinstance(split, Lazy) and 4 * math.prod(split.image_shape) * len(split.seen()) > _HELD:
+        return Stream(source, split)
+    return source.model_input(split.arrays())
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), "examples")
+
+
+def in_threads(make: Callable[..., Any], *items: Iterable[Any]) -> list[Any]:
+    """`make` of each of `items`, by all cores at once, in order; for what lets go of the interpreter, as numpy does.
+
+    `make` itself must not call this: it would wait for itself.
+    """
+    return list(_threads().map(make, *items))
+
+
+def stack_images(make: Callable[[int], np.ndarray], indices: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Images of `shape` of an index, or of an array of indices, stacked; large ones are made by all cores at once."""
+    each = in_threads if math.prod(shape) >= _LARGE else map
+    return np.stack(list(each(make, np.ravel(indices).tolist()))).reshape(*np.shape(indices), *shape)
+
+
 class Source(Protocol):
     """A dataset: settings that load to splits.
 
@@ -107,7 +196,7 @@ class Source(Protocol):
     inputs: Mapping[str, jax.ShapeDtypeStruct]
     augments: bool
 
-    def load(self, split: str) -> Split | Windows:
+    def load(self, split: str) -> Split | Windows | Lazy:
         """The named split: train, validation or test."""
 
     def model_input(self, arrays: Batch) -> Batch:
@@ -133,6 +222,14 @@ class ImageSource:
     def inputs(self) -> Mapping[str, jax.ShapeDtypeStruct]:
         """`image` [height, width, channels], float32."""
         return {"image": jax.ShapeDtypeStruct(self.image_shape, np.float32)}
+
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes in the order of the labels, by which published folders of images name them.
+
+        Raises:
+          ConfigError: they have none.
+        """
+        raise ConfigError(f"data: {type(self).__name__} has no names of classes, as ImageNet's (evals.imagenet_c) are")
 
     def model_input(self, arrays: Batch) -> Batch:
         """The images normalised, the rest as it is."""
@@ -186,16 +283,22 @@ def train_batches(
     if not len(split):
         raise ValueError(f"data: the train split of {source!r} is empty")
 
+    def prepared(i: int, position: int) -> Batch:
+        return source.model_input(source.augment(split[i], _generator(seed, position)))
+
     def of_step(step: int) -> Batch:
         first = step * batch + process * share
-        indices = shuffled(len(split), seed, np.arange(first, first + share))
+        positions = np.arange(first, first + share)
+        indices = shuffled(len(split), seed, positions)
         if not source.augments:
             return source.model_input(split.take(indices))
-        examples = (source.augment(split[i], _generator(seed, first + p)) for p, i in enumerate(indices))
-        prepared = [source.model_input(example) for example in examples]
-        return {name: np.stack([example[name] for example in prepared]) for name in prepared[0]}
+        each = in_threads if isinstance(split, Lazy) else map
+        examples = list(each(prepared, indices, positions.tolist()))
+        return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
 
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * max(threads, 1))
+    size = share * sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in source.inputs.values())
+    ahead = min(4 * max(threads, 1), max(_AHEAD // size, 2))
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     return iter(grain.MapDataset.range(start, np.iinfo(np.int32).max).map(of_step).to_iter_dataset(options))
 
 
@@ -228,14 +331,17 @@ def _generator(seed: int, position: int) -> np.random.Generator:
     return np.random.default_rng((seed, position, 1))
 
 
-def eval_batches(arrays: Batch, batch: int) -> Iterator[Batch]:
+def eval_batches(examples: Batch | Stream, batch: int) -> Iterator[Batch]:
     """All examples once, in order; the last batch padded with zeros and `weight` 0.
 
-    `arrays` are stacked examples as the model reads them. Every batch has the same shape, so one program serves.
+    `examples` are as the model reads them. Every batch has the same shape, so one program serves.
     """
-    n = len(next(iter(arrays.values())))
-    whole = arrays | {"weight": np.ones(n, np.float32)}
-    for start in range(0, n, batch):
-        part = {key: x[start : start + batch] for key, x in whole.items()}
-        missing = batch - len(part["weight"])
-        yield {key: np.concatenate([x, np.zeros((missing, *x.shape[1:]), x.dtype)]) for key, x in part.items()}
+    for part in examples.batches(batch) if isinstance(examples, Stream) else _cut(examples, batch):
+        n = len(next(iter(part.values())))
+        part = part | {"weight": np.ones(n, np.float32)}
+        yield {key: np.concatenate([x, np.zeros((batch - n, *x.shape[1:]), x.dtype)]) for key, x in part.items()}
+
+
+def _cut(arrays: Batch, size: int) -> Iterator[Batch]:
+    for start in range(0, len(next(iter(arrays.values()))), size):
+        yield {key: x[start : start + size] for key, x in arrays.items()}

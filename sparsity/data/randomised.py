@@ -1,4 +1,6 @@
-"""Sources with something random put in the place of what could be learnt (Li et al. 2022, Secs. 2.3, 4.2, App. E).
+"""Sources with something random put in the place of what could be learnt (Li et al. 2022, Secs. 3, 4.3, App. E).
+
+And one with training examples left out at random.
 
 What is drawn for an example is a function of (seed, split, its place in the split) alone: the same in every epoch, on
 every mesh, in every process.
@@ -7,14 +9,17 @@ every mesh, in every process.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from typing import Any, ClassVar
 
 import numpy as np
 
 from sparsity.config import ConfigError, lookup, one_of
 from sparsity.data.digits import Digits
+from sparsity.data.imagenet import ImageFolder, ImageNet21k, ImageNet2012
 from sparsity.data.mock import Mock
-from sparsity.data.pipeline import Batch, ImageSource, Split, example_of
+from sparsity.data.pipeline import Batch, ImageSource, Lazy, Split, example_of, stack_images
 from sparsity.data.tfds_sources import CIFAR10, CIFAR100, MNIST, SVHN
 
 # Sources of labelled images, which those below stand in front of.
@@ -24,9 +29,13 @@ LABELLED: dict[str, type] = {
     "cifar10": CIFAR10,
     "cifar100": CIFAR100,
     "svhn_cropped": SVHN,
+    "imagenet2012": ImageNet2012,
+    "imagenet21k": ImageNet21k,
+    "image_folder": ImageFolder,
     "mock": Mock,
 }
 _SPLITS = {"train": 0, "validation": 1, "test": 2}
+_HELD = 1 << 26  # numbers of a split whose images stay in memory once drawn, at most: 256 MiB
 ENDLESS = 2**31  # training examples of which none comes twice in a run
 
 
@@ -89,6 +98,10 @@ class _InFrontOf(ImageSource):
         """That of the source's pixels."""
         return self.of.std
 
+    def class_names(self) -> tuple[str, ...]:
+        """Those of the source. Raises ConfigError if they have none."""
+        return self.of.class_names()
+
     def normalise(self, images: np.ndarray) -> np.ndarray:
         """As the source does it."""
         return self.of.normalise(images)
@@ -120,15 +133,79 @@ class NoisyLabels(_InFrontOf):
         if not 0 <= self.share <= 1:
             raise ValueError(f"share: must be in [0, 1], got {self.share}")
 
-    def load(self, split: str) -> Split:
+    def load(self, split: str) -> Split | Relabelled:
         """The named split of the source. Raises ConfigError if there is none."""
         clean = self.of.load(split)
         if split != "train":
             return clean
-        indices = np.arange(len(clean))
+        if isinstance(clean, Lazy):
+            return Relabelled(clean, self)
+        return Split(clean.images, self.relabelled(clean.labels, np.arange(len(clean))))
+
+    def relabelled(self, labels: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        """What the `labels` of the training examples at `indices` become, int32."""
         noisy = drawn(self.seed, 0, indices) < self.share
-        labels = np.minimum(self.classes * drawn(self.seed, 1, indices), self.classes - 1).astype(np.int32)
-        return Split(clean.images, np.where(noisy, labels, clean.labels))
+        new = np.minimum(self.classes * drawn(self.seed, 1, indices), self.classes - 1).astype(np.int32)
+        return np.where(noisy, new, labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Relabelled(Lazy):
+    """A training split whose images are made as they are asked for, with labels that are noisy."""
+
+    of: Lazy
+    noise: NoisyLabels
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """That of the split."""
+        return self.of.image_shape
+
+    @property
+    def most(self) -> int | None:
+        """That of the split."""
+        return self.of.most
+
+    def __len__(self) -> int:
+        return len(self.of)
+
+    def __getitem__(self, i) -> Batch:
+        return self._noisy(self.of[i], i)
+
+    def take(self, indices) -> Batch:
+        """One example, or those of an array of indices, stacked."""
+        return self._noisy(self.of.take(indices), indices)
+
+    def _noisy(self, examples: Batch, indices) -> Batch:
+        return examples | {"label": self.noise.relabelled(examples["label"], np.asarray(indices))}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Subset(_InFrontOf):
+    """Some of the training examples, drawn without replacement; a smaller subset lies in a larger one of its seed.
+
+    Validation and test examples stay (of datasets of varying scale: Li et al. 2022, Fig. 2c).
+
+    Attributes:
+      examples: training examples.
+    """
+
+    examples: int
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.examples < 1:
+            raise ValueError(f"examples: must be at least 1, got {self.examples}")
+
+    def load(self, split: str) -> Split:
+        """The named split of the source. Raises ConfigError if there is none, or fewer training examples."""
+        whole = self.of.load(split)
+        if split != "train":
+            return whole
+        if self.examples > len(whole):
+            raise ConfigError(f"data.examples: {self.examples} asked for, the train split has {len(whole)}")
+        chosen = np.sort(np.argsort(drawn(self.seed, 0, np.arange(len(whole))), kind="stable")[: self.examples])
+        return Split(whole.images[chosen], whole.labels[chosen])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,7 +220,8 @@ class RandomImages(_InFrontOf):
 
     def load(self, split: str) -> Drawn:
         """The named split. Raises ConfigError if there is none."""
-        return Drawn(self.image_shape, (self.seed, lookup(_SPLITS, split, "split")), self.of.load(split).labels)
+        key, of = (self.seed, lookup(_SPLITS, split, "split")), self.of.load(split)
+        return Drawn(self.image_shape, key, of.labels, of.most if isinstance(of, Lazy) else None)
 
     def augment(self, example: Batch, rng: np.random.Generator) -> Batch:
         """The example as it is."""
@@ -194,36 +272,38 @@ class Labels:
 
 
 @dataclasses.dataclass(frozen=True)
-class Drawn:
+class Drawn(Lazy):
     """Examples of one split: images of uniform pixels in [0, 1), drawn as they are asked for, and labels.
 
     Attributes:
       image_shape: height, width and channels.
       key: seed and stream.
       labels: [n], or what gives them by index.
+      most: examples that evaluators see at most; None: all.
     """
 
     image_shape: tuple[int, int, int]
     key: tuple[int, int]
-    labels: np.ndarray | Labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, i) -> Batch:
-        return self.take(i)
+    labels: Any
+    most: int | None = None
 
     def take(self, indices) -> Batch:
         """One example, or those of an array of indices, stacked."""
-        indices = np.asarray(indices)
-        images = np.stack([self._image(int(i)) for i in np.ravel(indices)])
-        return example_of(images.reshape(*indices.shape, *self.image_shape), self.labels[indices])
+        labels = self.labels[np.asarray(indices)]
+        if len(self) * math.prod(self.image_shape) <= _HELD:
+            return example_of(self._images[indices], labels)
+        return example_of(stack_images(self._image, indices, self.image_shape), labels)
 
-    def arrays(self) -> Batch:
-        """All examples, stacked. Raises ConfigError if they are endless."""
+    def seen(self) -> np.ndarray:
+        """The indices of the examples that evaluators see. Raises ConfigError if they are endless."""
         if len(self) == ENDLESS:
             raise ConfigError("data: endless training data cannot be read whole; give data.examples")
-        return self.take(np.arange(len(self)))
+        return super().seen()
+
+    @functools.cached_property
+    def _images(self) -> np.ndarray:
+        return stack_images(self._image, np.arange(len(self)), self.image_shape)
 
     def _image(self, index: int) -> np.ndarray:
+        # A generator of its own, which takes longer than the pixels.
         return np.random.default_rng((*self.key, index)).random(self.image_shape, np.float32)

@@ -1,4 +1,4 @@
-"""MNIST and CIFAR10 as TensorFlow Datasets prepares them, read without tensorflow.
+"""MNIST, CIFAR and SVHN as TensorFlow Datasets prepares them, read without tensorflow.
 
 Nothing is downloaded here: preparing a dataset takes tensorflow, once; its files, in the
 array_record format, are then read with numpy and pillow alone. They are looked for under
@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import ClassVar, Literal
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from sparsity.config import ConfigError, later, lookup
+from sparsity.data.augment import padded_crop
 from sparsity.data.mock import Mock
-from sparsity.data.pipeline import ImageSource, Split
+from sparsity.data.pipeline import Batch, ImageSource, Split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +88,36 @@ class MNIST(TFDSSource):
 
 
 @dataclasses.dataclass(frozen=True)
-class CIFAR10(TFDSSource):
+class CIFARSource(TFDSSource):
+    """Base of CIFAR's sources, whose training images can be moved and mirrored.
+
+    Attributes:
+      padding: training images are moved by up to so many pixels along each axis and mirrored with odds 1/2, see
+        `augment.padded_crop`, the mean colour around them; 4 is the usual number (He et al. 2016, Sec. 4.2), 0 leaves
+        them as they are.
+    """
+
+    padding: int = later(0)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.padding < 32:
+            raise ValueError(f"padding: must be in 0..31 pixels, got {self.padding}")
+
+    @property
+    def augments(self) -> bool:
+        """Whether training images are moved and mirrored."""
+        return self.padding > 0
+
+    def augment(self, example: Batch, rng: np.random.Generator) -> Batch:
+        """The image moved and mirrored, if it is to be."""
+        if not self.padding:
+            return example
+        return example | {"image": padded_crop(example["image"], self.padding, np.float32(self.mean), rng)}
+
+
+@dataclasses.dataclass(frozen=True)
+class CIFAR10(CIFARSource):
     """Photographs of ten kinds of things, 32x32 RGB (Krizhevsky 2009): 50,000 to train on and hold out, 10,000 to test.
 
     Mean and deviation are those of the 50,000 images, channel by channel, as in fb.resnet.torch
@@ -102,7 +133,7 @@ class CIFAR10(TFDSSource):
 
 
 @dataclasses.dataclass(frozen=True)
-class CIFAR100(TFDSSource):
+class CIFAR100(CIFARSource):
     """Photographs of a hundred kinds of things, 32x32 RGB (Krizhevsky 2009): 50,000 and 10,000 to test.
 
     Mean and deviation are those of the 50,000 images, channel by channel (129.3, 124.1, 112.4 and 68.2, 65.4, 70.4
@@ -134,20 +165,8 @@ class SVHN(TFDSSource):
 @functools.cache
 def _read(dataset: str, split: str) -> tuple[np.ndarray, np.ndarray]:
     """All images in [0, 1], float32, and labels of a split that TFDS has. Raises ConfigError if it is not there."""
-    import tensorflow_datasets as tfds  # half a second to import: only where it is used
-
-    builder = tfds.builder(dataset)
-    if not builder.is_prepared():
-        raise ConfigError(
-            f"data: no {dataset} in {builder.data_dir} (TFDS_DATA_DIR says where to look); {_mend(dataset)}"
-        )
-    try:
-        source = builder.as_data_source(split)
-    except NotImplementedError as error:
-        kind = builder.info.file_format.value
-        raise ConfigError(
-            f"data: {builder.data_dir} is in the {kind} format; delete it and {_mend(dataset)}"
-        ) from error
+    builder = prepared(dataset)
+    source = data_source(builder, split)
     images = np.empty((len(source), *builder.info.features["image"].shape), np.float32)
     labels = np.empty(len(source), np.int32)
     for i, example in enumerate(source):
@@ -155,6 +174,39 @@ def _read(dataset: str, split: str) -> tuple[np.ndarray, np.ndarray]:
     images /= 255
     images.flags.writeable = labels.flags.writeable = False  # splits are views of these
     return images, labels
+
+
+def prepared(dataset: str) -> Any:
+    """TFDS's builder of a dataset that is prepared. Raises ConfigError if it is not."""
+    import tensorflow_datasets as tfds  # half a second to import: only where it is used
+
+    try:
+        builder = tfds.builder(dataset)
+    except tfds.core.registered.DatasetNotFoundError as error:
+        where = tfds.core.constants.DATA_DIR
+        raise ConfigError(f"data: no {dataset} in {where} (TFDS_DATA_DIR says where to look)") from error
+    if not builder.is_prepared():
+        raise ConfigError(
+            f"data: no {dataset} in {builder.data_dir} (TFDS_DATA_DIR says where to look); {_mend(dataset)}"
+        )
+    return builder
+
+
+def data_source(builder: Any, split: str, encoded: bool = False) -> Sequence[Any]:
+    """The examples of a split, by index, their images as they are stored if `encoded`; any thread may read them.
+
+    Raises:
+      ConfigError: another format than array_record.
+    """
+    import tensorflow_datasets as tfds
+
+    try:
+        return builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()} if encoded else None)
+    except NotImplementedError as error:
+        kind = builder.info.file_format.value
+        raise ConfigError(
+            f"data: {builder.data_dir} is in the {kind} format; delete it and {_mend(builder.name)}"
+        ) from error
 
 
 def _mend(dataset: str) -> str:

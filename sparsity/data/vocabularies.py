@@ -1,4 +1,4 @@
-"""Vocabularies: text to tokens and back. Token 0 is padding, and 1 ends a sequence, in all of them."""
+"""Vocabularies: text to tokens and back. In those of T5 token 0 is padding, and 1 ends a sequence."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ class Vocabulary(Protocol):
       classes: rows of the embedding; tokens are in 0..classes - 1.
       sentinel: the first token that stands for a span; the i-th is `sentinel - i`.
       sentinels: how many there are.
+      words: (from, up to) of the tokens that a masked token may be changed to.
       identity: what decides the tokens of a text, on one line.
     """
 
     classes: int
     sentinel: int
     sentinels: int
+    words: tuple[int, int]
     identity: str
 
     def encode(self, text: str) -> np.ndarray:
@@ -62,6 +64,11 @@ class Bytes:
         """100, T5's number, if they are ByT5's."""
         return 100 if self.byt5 else self.classes - 256 - self.offset
 
+    @property
+    def words(self) -> tuple[int, int]:
+        """The bytes; those that are sentinels too are left out."""
+        return self.offset, self.sentinel - self.sentinels + 1
+
     def encode(self, text: str) -> np.ndarray:
         """The tokens of `text` [n], int32, without an end."""
         return np.frombuffer(text.encode(), np.uint8).astype(np.int32) + self.offset
@@ -89,13 +96,13 @@ class SentencePiece:
 
     def __post_init__(self):
         # Without its file a run can still be described, and smoked.
-        if self._file.is_file() and self.sentinel >= self.classes:
+        if Path(self.path).expanduser().is_file() and self.sentinel >= self.classes:
             raise ValueError(f"classes: {self.classes} are too few for {self.sentinel + 1} pieces and sentinels")
 
     @property
     def identity(self) -> str:
         """The SHA-256 of its file. Raises ConfigError if there is none."""
-        return f"sentencepiece {hashlib.sha256(self._read()).hexdigest()}"
+        return f"sentencepiece {hashlib.sha256(_contents(self.path)).hexdigest()}"
 
     @property
     def sentinels(self) -> int:
@@ -106,6 +113,11 @@ class SentencePiece:
     def sentinel(self) -> int:
         """The first one."""
         return self._model.get_piece_size() + self.extra - 1
+
+    @property
+    def words(self) -> tuple[int, int]:
+        """The pieces, without padding, end and unknown."""
+        return EOS + 2, self._model.get_piece_size()
 
     def encode(self, text: str) -> np.ndarray:
         """The tokens of `text` [n], int32, without an end."""
@@ -118,7 +130,7 @@ class SentencePiece:
 
     @functools.cached_property
     def _model(self):
-        model = self._read()
+        model = _contents(self.path)
         try:
             from sentencepiece import SentencePieceProcessor
         except ImportError as error:
@@ -128,14 +140,80 @@ class SentencePiece:
         except RuntimeError as error:
             raise ConfigError(f"data.vocabulary.path: {self.path} is no SentencePiece model") from error
 
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerFile:
+    """The vocabulary of a `tokenizer.json`, the user's file, as checkpoints of Hugging Face have it beside them.
+
+    Nothing is added to a text, neither a first nor a last token. There is no token for spans but, if it has one, that
+    which masks ([MASK]).
+
+    Attributes:
+      path: the file.
+      classes: rows of the embedding, which may be more than there are tokens.
+    """
+
+    path: str
+    classes: int
+
+    def __post_init__(self):
+        # Without its file a run can still be described, and smoked.
+        if Path(self.path).expanduser().is_file() and self._tokenizer.get_vocab_size() > self.classes:
+            raise ValueError(f"classes: {self.classes} are too few for {self._tokenizer.get_vocab_size()} tokens")
+
     @property
-    def _file(self) -> Path:
-        return Path(self.path).expanduser()
+    def identity(self) -> str:
+        """The SHA-256 of its file. Raises ConfigError if there is none."""
+        return f"tokenizer {hashlib.sha256(_contents(self.path)).hexdigest()}"
 
-    def _read(self) -> bytes:
-        if not self._file.is_file():
-            raise ConfigError(f"data.vocabulary.path: there is no file {self.path}; nothing is downloaded")
-        return self._file.read_bytes()
+    @property
+    def sentinels(self) -> int:
+        """One if it has a token that masks."""
+        return int(self._tokenizer.token_to_id("[MASK]") is not None)
+
+    @property
+    def sentinel(self) -> int:
+        """The token that masks. Raises ConfigError if there is none."""
+        token = self._tokenizer.token_to_id("[MASK]")
+        if token is None:
+            raise ConfigError(f"data.vocabulary.path: {self.path} has no token [MASK] to mask others with")
+        return token
+
+    @property
+    def words(self) -> tuple[int, int]:
+        """All tokens, as Devlin et al. 2019 draw them."""
+        return 0, self._tokenizer.get_vocab_size()
+
+    def encode(self, text: str) -> np.ndarray:
+        """The tokens of `text` [n], int32."""
+        return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def decode(self, tokens: np.ndarray) -> str:
+        """The text of `tokens`; special ones are left out."""
+        return self._tokenizer.decode(np.asarray(tokens).tolist())
+
+    @functools.cached_property
+    def _tokenizer(self):
+        contents = _contents(self.path)
+        try:
+            from tokenizers import Tokenizer
+        except ImportError as error:
+            raise ConfigError("data.vocabulary: a tokenizer.json needs pip install -e '.[tokenizers]'") from error
+        try:
+            tokenizer = Tokenizer.from_str(contents.decode())
+        except Exception as error:  # the library raises nothing narrower
+            raise ConfigError(f"data.vocabulary.path: {self.path} is no tokenizer.json ({error})") from error
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
 
 
-VOCABULARIES = {"bytes": Bytes, "sentencepiece": SentencePiece}
+def _contents(path: str) -> bytes:
+    """Of the user's file. Raises ConfigError if there is none."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ConfigError(f"data.vocabulary.path: there is no file {path}; nothing is downloaded")
+    return file.read_bytes()
+
+
+VOCABULARIES = {"bytes": Bytes, "sentencepiece": SentencePiece, "tokenizer": TokenizerFile}

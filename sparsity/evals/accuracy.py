@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparsity.evals.calibration import log_softmax
+from sparsity.evals.calibration import by_rows, log_softmax
 from sparsity.evals.result import Measure, Result, Subject, mean_and_se
 
 
@@ -12,7 +12,7 @@ def accuracy(subject: Subject) -> Result:
     """Share of examples whose label is the argmax, and the mean negative log likelihood."""
     clean = subject.clean
     n = len(clean.labels)
-    nll = -log_softmax(clean.logits)[np.arange(n), clean.labels]
+    nll = -by_rows(lambda z, y: log_softmax(z)[np.arange(len(y)), y], clean.logits, clean.labels)
     split = subject.config.split
     return Result(
         (

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
 from sparsity.evals.result import Measure, Result, Subject, mean_and_se
 
 _RESAMPLES = 1000
+_ROWS = 4096  # of logits that are held in float64 at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +27,12 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     z = np.asarray(logits, np.float64)
     z = z - z.max(-1, keepdims=True)
     return z - np.log(np.exp(z).sum(-1, keepdims=True))
+
+
+def by_rows(score: Callable[[np.ndarray, np.ndarray], np.ndarray], logits: np.ndarray, labels: np.ndarray):
+    """`score` of (logits, labels), a few rows of them at a time: what it holds in float64 stays small."""
+    parts = [slice(start, start + _ROWS) for start in range(0, max(len(labels), 1), _ROWS)]
+    return np.concatenate([score(logits[part], labels[part]) for part in parts])
 
 
 def bin_index(confidence: np.ndarray, bins: int) -> np.ndarray:
@@ -99,7 +107,8 @@ def calibration(subject: Subject) -> Result:
         text = "not computed: the model returned NaN or infinity"
         nothing = lambda name, unit: Measure(name, float("nan"), None, n, text, unit)
         return Result((nothing("ece", "share"), nothing("ece_adaptive", "share"), nothing("brier", "")))
-    confidence = np.minimum(np.exp(log_softmax(clean.logits).max(-1)), 1.0)
+    sure = lambda logits, _: np.minimum(np.exp(log_softmax(logits).max(-1)), 1.0)
+    confidence = by_rows(sure, clean.logits, clean.labels)
     draws = np.random.default_rng(subject.seed).integers(0, n, (_RESAMPLES, n))
     by = f"of (n_bin/n) |accuracy - mean confidence|; standard error by {_RESAMPLES} bootstrap resamples of examples"
     measures = []
@@ -115,7 +124,7 @@ def calibration(subject: Subject) -> Result:
         se = float(np.std([error(confidence[i], clean.correct[i], bins) for i in draws], ddof=1))
         measures.append(Measure(name, value, se, n, f"expected calibration error: sum over {rule} {by}"))
     text = "Brier's score: mean over examples of the sum over classes of (probability - 1 for the label, else 0)^2"
-    measures.append(Measure("brier", *mean_and_se(brier(clean.logits, clean.labels)), n, text, ""))
+    measures.append(Measure("brier", *mean_and_se(by_rows(brier, clean.logits, clean.labels)), n, text, ""))
     diagram = reliability(confidence, clean.correct, bins)
     arrays = {f: getattr(diagram, f).tolist() for f in ("count", "confidence", "accuracy")}
     return Result(tuple(measures), {"reliability": arrays})

@@ -29,7 +29,7 @@ def exemplars(subject: Subject) -> Result:
     norms = np.linalg.norm(kernel, axis=0)
     fields = kernel.T.reshape(-1, *shape)
     null = rephased(fields, subject.seed)
-    train, held_out = (np.asarray(p.arrays["image"]) for p in (subject.trained, subject.clean))
+    train, held_out = (np.asarray(p.images) for p in (subject.trained, subject.clean))
     few = min(len(train), len(held_out))
     best, of_null = best_correlation(fields, train), best_correlation(null, train)
     threshold = float(np.quantile(of_null, 1 - LEVEL))

@@ -19,7 +19,7 @@ def noise_covariance(subject: Subject) -> Result:
     eta = h(x + eps) - h(x), eps ~ N(0, sigma^2): over all pairs, (sum eta)^2 - sum eta^2 over m (m - 1).
     """
     kernel, bias, phi = _first_layer(subject)
-    queries = subject.clean.arrays["image"][:QUERIES].astype(np.float64)
+    queries = subject.clean.images[:QUERIES].astype(np.float64)
     x = queries.reshape(len(queries), -1)
     clean = phi(x @ kernel + bias)
     rng, std = np.random.default_rng(subject.seed), subject.source.std
@@ -49,7 +49,7 @@ def noise_terms(subject: Subject) -> Result:
         raise ConfigError("evals.names: noise_terms are those of a ReLU autoencoder under Gaussian noise")
     kernel, bias, _ = _first_layer(subject)
     out = {name: np.asarray(value, np.float64) for name, value in subject.params["hidden"]["wo"].items()}
-    x = subject.clean.arrays["image"][:TERMS_OF].reshape(TERMS_OF, -1).astype(np.float64)
+    x = subject.clean.images[:TERMS_OF].reshape(TERMS_OF, -1).astype(np.float64)
     bias = np.broadcast_to(bias, kernel.shape[1])
     terms = noise_loss(kernel.T, bias, out["kernel"].T, out["bias"], x, sigma)
     names = {

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sparsity import spmd
-from sparsity.data.pipeline import Batch, eval_batches
+from sparsity.data.pipeline import Batch, Stream, eval_batches
 from sparsity.evals.result import Predictions
 from sparsity.evals.sparsity import by_layer, merge
 from sparsity.layers.noise import NOISE
@@ -34,11 +34,14 @@ def make_predict(
 ) -> Predict:
     """Compiles (variables, arrays, noisy=False, step=0) -> Predictions, one program for every number of examples.
 
+    `arrays` are stacked examples as the model reads them, or a stream of those that are too many for memory: then no
+    more than two batches of them are held, and of `Predictions.arrays` what the module reads is missing.
+
     Padding in the last batch has weight 0: it counts neither in the statistics nor in n. With `least`, the collection
     `TAIL`, the statistics are `TailStats` in place of `SparsityStats`; `cut` cuts the tail off too.
 
     Args:
-      inputs: which of `arrays` (stacked examples as the model reads them) the module takes.
+      inputs: which of `arrays` the module takes.
       loss: the training loss, of single examples: see `train.losses`.
       noise: what `noisy` predictions add to the first input, as in training at `step`; the module's own noise is on
         then too. A function of (seed, step, batch of the evaluation), always the same.
@@ -57,14 +60,14 @@ def make_predict(
     forward = jax.jit(forward, static_argnames=("noisy", "tail"))
 
     def predict(
-        variables: Any, arrays: Batch, noisy: bool = False, step: int = 0, least: Any = None, cut: bool = False
+        variables: Any, arrays: Batch | Stream, noisy: bool = False, step: int = 0, least: Any = None, cut: bool = False
     ) -> Predictions:
         tail, kind = "kept", SparsityStats
         if cut and least is None:
             raise ValueError("cut: there are no thresholds (least)")
         if least is not None:
             tail, kind, variables = "cut" if cut else "measured", TailStats, {**variables, TAIL: least}
-        outputs, losses, stats = [], [], []
+        outputs, losses, stats, kept = [], [], [], []
         with jax.set_mesh(mesh):
             for number, part in enumerate(eval_batches(arrays, batch)):
                 at = jax.device_put((np.int32(step), np.int32(number)), spmd.replicated(mesh))
@@ -73,9 +76,11 @@ def make_predict(
                 outputs.append(None if out[0] is None else out[0][real])
                 losses.append(jax.tree.map(lambda x, real=real: x[real], out[1]))
                 stats.append(by_layer(out[2], kind))
+                if isinstance(arrays, Stream):
+                    kept.append({name: x[real] for name, x in part.items() if name not in (*inputs, "weight")})
         return Predictions(
             outputs=np.concatenate(outputs) if keep_outputs else None,
-            arrays=arrays,
+            arrays={name: np.concatenate([k[name] for k in kept]) for name in kept[0]} if kept else arrays,
             losses=jax.tree.map(lambda *x: np.concatenate(x), *losses),
             stats=merge(stats),
         )

@@ -438,7 +438,7 @@ def receptive_fields(subject: Subject) -> Result:
         for m in result.measures
     ]
     noise = subject.noise
-    query = subject.clean.arrays["image"][0].astype(np.float64)
+    query = subject.clean.images[0].astype(np.float64)
     if noise is not None:
         query = np.asarray(noise(jnp.asarray(query, jnp.float32), jax.random.key(subject.seed), 0), np.float64)
     activity = query.reshape(-1) @ kernel + bias

@@ -10,7 +10,7 @@ from sparsity.evals.result import Measure, Result, Subject, mean_and_se
 def reconstruction(subject: Subject) -> Result:
     """Squared error, and the share of the images' variance that is reconstructed; the first images and theirs."""
     clean, split = subject.clean, subject.config.split
-    loss, images = clean.losses.loss, clean.arrays["image"]
+    loss, images = clean.losses.loss, clean.images
     n = len(loss)
     axes = tuple(range(1, images.ndim))
     spread = ((images - images.mean(0, dtype=np.float64)) ** 2).mean(axes)

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from sparsity.config import later
-from sparsity.data.pipeline import Batch, Source, Split
+from sparsity.config import ConfigError, later
+from sparsity.data.pipeline import Batch, Lazy, Source, Split, read_whole
 from sparsity.layers.sparsify import SparsityStats
 from sparsity.layers.tail import TailStats
 
@@ -74,6 +74,8 @@ class EvalConfig:
       dead_rate: it is by the Sparsing Law's if it is nonzero on less than this share of tokens.
       rises: of perplexity, as shares of it: what cutting off the tail of every h may cost (evaluator `thresholds`).
       during: evaluators of the validation split while training, beside those that always are.
+      imagenet_c: directory of the published ImageNet-C (gaussian_noise/1 and so on), whose images the robustness
+        evaluator then reads; None: it makes the noise.
     """
 
     names: tuple[str, ...]
@@ -86,6 +88,7 @@ class EvalConfig:
     dead_rate: float = later(1e-3)
     rises: tuple[float, ...] = later((0.01,))
     during: tuple[str, ...] = later(())
+    imagenet_c: str | None = later(None)
 
     def __post_init__(self):
         if self.batch < 1:
@@ -102,7 +105,7 @@ class Predictions:
 
     Attributes:
       outputs: [n, ...] float32: logits, or images; None if they were not kept.
-      arrays: the examples, as the model reads them.
+      arrays: the examples, as the model reads them, without what it reads if that was not in memory at once.
       losses: the training loss of each example: `loss`, `correct` and `count` [n].
       stats: recorded statistics by layer, merged over batches in float64: those of the tail if that was measured.
     """
@@ -122,6 +125,13 @@ class Predictions:
         """[n]; None where the data has none."""
         return self.arrays.get("label")
 
+    @property
+    def images(self) -> np.ndarray:
+        """[n, ...]: what the model read. Raises ConfigError if it was too much for memory."""
+        if "image" not in self.arrays:
+            raise ConfigError("evals.names: an evaluator needs all images at once; data.evaluated can make them fewer")
+        return self.arrays["image"]
+
     @functools.cached_property
     def correct(self) -> np.ndarray:
         """[n] bool: the label is the argmax; never where a logit is NaN."""
@@ -133,7 +143,7 @@ class Subject:
     """A trained model as evaluators see it: a function from examples to predictions.
 
     Attributes:
-      predict: (stacked examples as the model reads them, noisy=False) -> Predictions; see `evals.predict`.
+      predict: (examples as the model reads them, stacked or a stream, noisy=False) -> Predictions; see `evals.predict`.
       source: the data.
       load: the name of a split -> its examples (in the source's units).
       model: the model's settings (its MLPs and FLOPs).
@@ -145,7 +155,7 @@ class Subject:
 
     predict: Callable[..., Predictions]
     source: Source
-    load: Callable[[str], Split]
+    load: Callable[[str], Split | Lazy]
     model: Any
     params: Any
     noise: Any
@@ -153,19 +163,19 @@ class Subject:
     seed: int
 
     @functools.cached_property
-    def split(self) -> Split:
+    def split(self) -> Split | Lazy:
         """The examples under evaluation."""
         return self.load(self.config.split)
 
     @functools.cached_property
     def clean(self) -> Predictions:
         """Predictions on the split as it is, under training's noise if `config.noise`; once for all evaluators."""
-        return self.predict(self.source.model_input(self.split.arrays()), noisy=self.config.noise)
+        return self.predict(read_whole(self.source, self.split), noisy=self.config.noise)
 
     @functools.cached_property
     def trained(self) -> Predictions:
         """Predictions on the training split under training's noise, one epoch of it; once for all evaluators."""
-        return self.predict(self.source.model_input(self.load("train").arrays()), noisy=True)
+        return self.predict(read_whole(self.source, self.load("train")), noisy=True)
 
     @property
     def parameters(self) -> int:

@@ -2,31 +2,78 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
+from sparsity.config import ConfigError
 from sparsity.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt, resolve_level
-from sparsity.data.pipeline import example_of
+from sparsity.data.imagenet import published, published_folders
+from sparsity.data.pipeline import Batch, Lazy, read_whole
 from sparsity.evals.result import Measure, Result, Subject, mean_and_se
 
 
 def robustness(subject: Subject) -> Result:
     """Accuracy for every noise and severity, and the means over severities and over all.
 
-    An example's mean over conditions is one observation: conditions share examples, so the
-    standard error of a mean over conditions is taken over examples.
+    The images are those of the split, with noise that is made here, or those of ImageNet-C as it is published if the
+    evaluation names its directory. An example's mean over conditions is one observation: conditions share examples,
+    so the standard error of a mean over conditions is taken over examples.
+
+    Raises:
+      ConfigError: ImageNet-C is not there, or its conditions have not the same images.
     """
-    images, labels = subject.split.images, subject.split.labels
-    level = resolve_level(subject.config.corruptions, images.shape[2])
-    correct = np.empty((len(CORRUPTIONS), len(SEVERITIES), len(labels)))
+    if subject.config.imagenet_c is None:
+        level = resolve_level(subject.config.corruptions, subject.source.inputs["image"].shape[1])
+        correct, of = _generated(subject, level), f"of the {level} constants"
+    else:
+        correct, of = _published(subject), "of the published ImageNet-C"
+    n = correct.shape[-1]
     measures = []
     for i, name in enumerate(CORRUPTIONS):
         for j, severity in enumerate(SEVERITIES):
-            noisy = corrupt(images, name, severity, subject.seed, level)
-            correct[i, j] = subject.predict(subject.source.model_input(example_of(noisy, labels))).correct
-            text = f"accuracy under {name} noise, severity {severity} of the {level} constants"
-            measures.append(Measure(f"robustness.{name}.{severity}", *mean_and_se(correct[i, j]), len(labels), text))
-        text = f"accuracy under {name} noise, mean over the five severities of the {level} constants"
-        measures.append(Measure(f"robustness.{name}", *mean_and_se(correct[i].mean(0)), len(labels), text))
-    text = f"accuracy under noise, mean over gaussian, shot, impulse and five severities of the {level} constants"
-    overall = Measure("robustness.mean", *mean_and_se(correct.mean((0, 1))), len(labels), text)
+            text = f"accuracy under {name} noise, severity {severity} {of}"
+            measures.append(Measure(f"robustness.{name}.{severity}", *mean_and_se(correct[i, j]), n, text))
+        text = f"accuracy under {name} noise, mean over the five severities {of}"
+        measures.append(Measure(f"robustness.{name}", *mean_and_se(correct[i].mean(0)), n, text))
+    text = f"accuracy under noise, mean over gaussian, shot, impulse and five severities {of}"
+    overall = Measure("robustness.mean", *mean_and_se(correct.mean((0, 1))), n, text)
     return Result((overall, *measures))
+
+
+def _generated(subject: Subject, level: str) -> np.ndarray:
+    """Whether each example is classified correctly [corruptions, severities, n], under noise that is made here."""
+
+    def right(name: str, severity: int, examples: Batch, numbers: np.ndarray | None) -> np.ndarray:
+        noisy = corrupt(examples["image"], name, severity, subject.seed, level, numbers)
+        return subject.predict(subject.source.model_input(examples | {"image": noisy})).correct
+
+    parts = [
+        [[right(name, severity, *part) for severity in SEVERITIES] for name in CORRUPTIONS] for part in _parts(subject)
+    ]
+    return np.concatenate(parts, axis=-1)
+
+
+def _parts(subject: Subject) -> Iterator[tuple[Batch, np.ndarray | None]]:
+    """The examples, in the source's units, and their numbers: those in memory at once, without numbers."""
+    split, size = subject.split, subject.config.batch
+    if not isinstance(split, Lazy):
+        yield split.arrays(), None
+        return
+    seen = split.seen()
+    for start in range(0, len(seen), size):
+        yield split.take(seen[start : start + size]), seen[start : start + size]
+
+
+def _published(subject: Subject) -> np.ndarray:
+    """Whether each image of ImageNet-C is classified correctly [corruptions, severities, n]."""
+    folders, source = published_folders(subject.config.imagenet_c), subject.source
+    size, most = source.inputs["image"].shape[0], subject.split.most if isinstance(subject.split, Lazy) else None
+    correct, first = {}, None
+    for condition, folder in folders.items():
+        images = published(folder, source.class_names(), size, most)
+        first = first or images
+        if not images.stored.same_names(first.stored):
+            raise ConfigError(f"evals.imagenet_c: {folder} has not the images that {first.stored.folder} has")
+        correct[condition] = subject.predict(read_whole(source, images)).correct
+    return np.array([[correct[name, severity] for severity in SEVERITIES] for name in CORRUPTIONS])

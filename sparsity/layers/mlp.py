@@ -29,8 +29,10 @@ class MLPConfig:
     Attributes:
       d_ff: hidden units F.
       sparsifier: what makes h from the pre-activation z, by name from `SPARSIFIERS`.
-      gated: h = sparsifier(x W_i) * (x W_gate), as in T5 v1.1; the recorded nonzeros are
+      gated: h = sparsifier(x W_i) * (x W_gate), as in T5 v1.1 and Llama; the recorded nonzeros are
         those of the sparsifier, before the product.
+      gate: what acts on x W_gate of a gated MLP, by name from `SPARSIFIERS`: ReLUs on both branches are Song et al.
+        2024's dReLU. The recorded nonzeros are then those of the product, which is what W_o reads.
       use_bias: biases on all matrices (ViT: yes; T5: no).
       dropout: rate applied to h, after the nonzeros were counted.
       noise: added to what W_i reads, in training; at every unit it is Gaussian noise of covariance sigma^2 W_i^T W_i
@@ -57,6 +59,7 @@ class MLPConfig:
     shared_bias: bool = later(False)
     scale: float = later(1.0)
     shared_dropout: bool = later(False)
+    gate: Sparsifier | None = one_of(SPARSIFIERS, None, later=True)
 
     def __post_init__(self):
         if self.d_ff < 1:
@@ -67,10 +70,14 @@ class MLPConfig:
             raise ValueError(f"scale: must be positive, got {self.scale}")
         if self.shared_bias and not self.use_bias:
             raise ValueError("shared_bias: there is no bias to share (use_bias is off)")
-        try:
-            self.sparsifier.check_width(self.d_ff)
-        except ValueError as error:
-            raise ValueError(f"sparsifier.{error}") from error
+        if self.gate is not None and not self.gated:
+            raise ValueError("gate: an MLP that is not gated has none")
+        for field in ("sparsifier", "gate"):
+            try:
+                if (entry := getattr(self, field)) is not None:
+                    entry.check_width(self.d_ff)
+            except ValueError as error:
+                raise ValueError(f"{field}.{error}") from error
         if self.init == "edge_of_chaos":
             if self.gated:
                 raise ValueError("init: there is no edge of chaos of a gated MLP here; use xavier")
@@ -87,11 +94,12 @@ class MLPConfig:
     def reduced(self, parts: int) -> MLPConfig:
         """The same MLP, narrow, its sparsifier in proportion; `parts` devices split its units."""
         d_ff = axes.narrowed(self.d_ff, parts, 32)
-        return dataclasses.replace(self, d_ff=d_ff, sparsifier=self.sparsifier.resized(self.d_ff, d_ff))
+        resized = lambda entry: None if entry is None else entry.resized(self.d_ff, d_ff)
+        return dataclasses.replace(self, d_ff=d_ff, sparsifier=resized(self.sparsifier), gate=resized(self.gate))
 
 
 class SparseMLP(nn.Module):
-    """y = dropout(Sparsify(x~ W_i + b_i) [* (x~ W_gate + b_gate)]) W_o + b_o, x~ = x + noise if there is noise.
+    """y = dropout(Sparsify(x~ W_i + b_i) [* gate(x~ W_gate + b_gate)]) W_o + b_o, x~ = x + noise if there is noise.
 
     Li et al. 2022, Eq. 1 and, with the `top_k` sparsifier, Eq. 9; Bricken et al. 2023, Eq. 2. Parameters: `wi` [D, F],
     `wi_gate` [D, F] if gated, `wo` [F, D]; F is sharded over the mesh's model axis.
@@ -129,8 +137,11 @@ class SparseMLP(nn.Module):
         if cfg.shared_bias:
             z_BxLxF = z_BxLxF + self.param("shared_bias", named(nn.initializers.zeros), ()).astype(z_BxLxF.dtype)
         z_BxLxF = axes.constrain(z_BxLxF, ("batch", "length", "mlp"))
-        h_BxLxF = Sparsify(cfg.sparsifier, name="sparsify")(z_BxLxF, ctx)
-        if cfg.gated:
+        factor_BxLxF = None
+        if cfg.gate is not None:
+            factor_BxLxF = cfg.gate.at(ctx.step)(into("wi_gate", cfg.use_bias)(x_BxLxD))
+        h_BxLxF = Sparsify(cfg.sparsifier, name="sparsify")(z_BxLxF, ctx, factor_BxLxF)
+        if cfg.gated and cfg.gate is None:
             h_BxLxF = h_BxLxF * into("wi_gate", cfg.use_bias)(x_BxLxD)
         shared = (-2,) if cfg.shared_dropout else ()
         h_BxLxF = nn.Dropout(cfg.dropout, shared, deterministic=not ctx.train)(h_BxLxF)

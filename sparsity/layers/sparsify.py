@@ -27,8 +27,8 @@ THRESHOLDS = (1e-4, 1e-2)  # of |h|, for activations without exact zeros (Bricke
 FLAT = 0.01  # |phi'(z)| below this is a flat place of phi
 
 DEFINITION = (
-    "nonzero fraction: share of hidden units with h != 0 after the sparsifier and before dropout, "
-    "averaged over the tokens of an example, then over examples with equal weight"
+    "nonzero fraction: share of hidden units with h != 0 after the sparsifier (if a gate has one too, after their "
+    "product) and before dropout, averaged over the tokens of an example, then over examples with equal weight"
 )
 
 
@@ -197,9 +197,10 @@ class Sparsify(nn.Module):
     sparsifier: Sparsifier
 
     @nn.compact
-    def __call__(self, z: jax.Array, ctx: Context) -> jax.Array:
+    def __call__(self, z: jax.Array, ctx: Context, factor: jax.Array | None = None) -> jax.Array:
+        """The activations phi(z), or phi(z) times `factor`; they and z are what is recorded."""
         phi = self.sparsifier.at(ctx.step)
-        h = phi(z)
+        h = phi(z) if factor is None else phi(z) * factor
         if ctx.record:
             slope = jax.jvp(phi, (z,), (jnp.ones_like(z),))[1] if self.sparsifier.elementwise else None
             self._hand_out(STATS, sparsity_stats(z, h, ctx.weight_B, slope, ctx.weight_BxL))

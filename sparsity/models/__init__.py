@@ -17,6 +17,7 @@ from sparsity.models.convmixer import ConvMixerConfig
 from sparsity.models.deep_cnn import DeepCNNConfig
 from sparsity.models.deep_mlp import DeepMLPConfig
 from sparsity.models.gpt2 import GPT2Config
+from sparsity.models.llama import LlamaConfig
 from sparsity.models.mixer import MixerConfig
 from sparsity.models.mlp import MLPClassifierConfig
 from sparsity.models.resnet import ResNetConfig
@@ -27,6 +28,7 @@ MODELS = {
     "vit": ViTConfig,
     "mixer": MixerConfig,
     "gpt2": GPT2Config,
+    "llama": LlamaConfig,
     "bert": BERTConfig,
     "t5": T5Config,
     "deep_mlp": DeepMLPConfig,

@@ -37,6 +37,7 @@ class ViTConfig:
       representation: numbers of a tanh layer in front of the head (ImageNet-21k's recipe has as many as d_model); None
         for no such layer.
       head_bias: where the head's biases start; -10 in ImageNet-21k's recipe, whose loss is that of each class alone.
+      norm_epsilon: of every LayerNorm, added to the variance; transformers' ViTs have 1e-12.
     """
 
     mlp: MLPConfig
@@ -50,6 +51,7 @@ class ViTConfig:
     positions: Literal["learned", "sincos"] = later("learned")
     representation: int | None = later(None)
     head_bias: float = later(0.0)
+    norm_epsilon: float = later(1e-6)
 
     task: ClassVar[str] = "classification"
     inputs: ClassVar[tuple[str, ...]] = ("image",)
@@ -66,6 +68,8 @@ class ViTConfig:
             raise ValueError(f"positions: sincos needs a d_model that 4 divides, got {self.d_model}")
         if self.representation is not None and self.representation < 1:
             raise ValueError(f"representation: must be at least 1, or None, got {self.representation}")
+        if self.norm_epsilon <= 0:
+            raise ValueError(f"norm_epsilon: must be positive, got {self.norm_epsilon}")
 
     def reduced(self, parts: int) -> ViTConfig:
         """Two narrow blocks of the same kind; `parts` devices split heads and hidden units."""
@@ -122,10 +126,10 @@ class Block(nn.Module):
     def __call__(self, x_BxLxD: jax.Array, ctx: Context) -> jax.Array:
         cfg = self.config
         drop = nn.Dropout(cfg.dropout, deterministic=not ctx.train)
-        y_BxLxD = layer_norm("norm_attention", cfg.dtype)(x_BxLxD)
+        y_BxLxD = layer_norm("norm_attention", cfg.dtype, cfg.norm_epsilon)(x_BxLxD)
         y_BxLxD = SelfAttention(cfg.heads, cfg.dropout, dtype=cfg.dtype, name="attention")(y_BxLxD, ctx)
         x_BxLxD = x_BxLxD + drop(y_BxLxD)
-        y_BxLxD = layer_norm("norm_mlp", cfg.dtype)(x_BxLxD)
+        y_BxLxD = layer_norm("norm_mlp", cfg.dtype, cfg.norm_epsilon)(x_BxLxD)
         return x_BxLxD + drop(SparseMLP(cfg.mlp, cfg.dtype, name="mlp")(y_BxLxD, ctx))
 
 
@@ -155,7 +159,7 @@ class ViT(nn.Module):
         x_BxLxD = axes.constrain(x_BxLxD, ("batch", "length", "embed"))
         for name in cfg.mlps():
             x_BxLxD = Block(cfg, name=name)(x_BxLxD, ctx)
-        x_BxLxD = layer_norm("norm", cfg.dtype)(x_BxLxD)
+        x_BxLxD = layer_norm("norm", cfg.dtype, cfg.norm_epsilon)(x_BxLxD)
         x_BxD = x_BxLxD[:, 0] if cfg.pool == "cls" else x_BxLxD.mean(axis=1)
         precise = jnp.promote_types(x_BxD.dtype, jnp.float32)
         if cfg.representation is not None:

@@ -48,9 +48,9 @@ from sparsity.recipes.bricken2023 import (
     with_steps,
     with_unit_norms,
 )
+from sparsity.recipes.checkpoints import BYT5_CLASSES, image_checkpoint, t5_checkpoint, text_checkpoint
 from sparsity.recipes.li2022 import (
     BERT_SIZES,
-    BYT5_CLASSES,
     MIXER_SIZES,
     T5_SIZES,
     VIT_SIZES,
@@ -59,7 +59,6 @@ from sparsity.recipes.li2022 import (
     resnet_model,
     t5_arm,
     t5_c4,
-    t5_checkpoint,
     t5_model,
     t5_text,
     t5_text_of,
@@ -68,6 +67,33 @@ from sparsity.recipes.li2022 import (
     vit_model,
     with_top_k,
 )
+from sparsity.recipes.li2022_embedded import (
+    OPTIMIZERS,
+    VIT_DIGITS_SIZES,
+    bert_text,
+    mixer_digits,
+    mlp_arm,
+    mlp_digits,
+    mlp_mnist,
+    optimizer_arm,
+    resnet_digits,
+    vit_calibrated_arm,
+    vit_digits_of,
+    with_few_examples,
+    with_infinite_data,
+    with_optimizer,
+    with_penalty,
+    with_random_images,
+    with_seed,
+)
+from sparsity.recipes.li2022_paper_scale import (
+    bert_pretraining,
+    mixer_imagenet21k,
+    resnet_imagenet,
+    vit_imagenet,
+    vit_imagenet21k,
+)
+from sparsity.recipes.llama import LLAMA_SIZES, llama_model, llama_text
 from sparsity.recipes.price2024 import (
     PRICE_ROWS,
     deep_cnn_cifar10,

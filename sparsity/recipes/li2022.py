@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from ml_collections import ConfigDict
 
 
@@ -163,7 +160,6 @@ def vit_arm(config: ConfigDict, k: int | None = None, noise: float = 0.0, seed: 
     return config
 
 
-BYT5_CLASSES = 384
 # d_model, d_ff, layers of the encoder and of the decoder, heads and their size, by name; v1.0, v1.1 and ByT5.
 T5_SIZES = {
     "small": (512, 2048, 6, 6, 8, 64),
@@ -291,36 +287,6 @@ def t5_c4(size: str = "base", path: str = "c4-prepared", vocabulary: str = "spie
             },
         }
     )
-
-
-def t5_checkpoint(model: Mapping[str, Any], classes: int, vocabulary: str | None, text: str | None) -> ConfigDict:
-    """A run of a T5 that others have trained: to evaluate it, or to go on as T5s are fine-tuned, Adafactor at 1e-3.
-
-    Args:
-      model: its settings.
-      classes: rows of its embedding; 384 are ByT5's bytes.
-      vocabulary: the file of its SentencePiece model.
-      text: the user's text; None is Python's documentation.
-
-    Raises:
-      ValueError: there is no vocabulary.
-    """
-    if vocabulary is None and classes != BYT5_CLASSES:
-        raise ValueError(f"vocabulary: the SentencePiece model of the {classes} tokens is needed (--vocabulary)")
-    tokens = {"name": "sentencepiece", "path": vocabulary, "classes": classes}
-    config = t5_text()
-    config.name, config.steps, config.batch = "t5_checkpoint", 1000, 8
-    config.model = ConfigDict({"name": "t5", **model})
-    config.data = ConfigDict(
-        {
-            "name": "span_corruption",
-            "vocabulary": tokens if vocabulary else {"name": "bytes", "byt5": True},
-            "corpus": {"name": "files", "path": text} if text else {"name": "python_docs"},
-        }
-    )
-    config.optimizer = ConfigDict({"learning_rate": 1e-3, "rule": {"name": "adafactor"}, "grad_clip": None})
-    config.mesh.data, config.evals.batch = -1, 8
-    return config
 
 
 def t5_arm(

@@ -102,7 +102,8 @@ def at(activation: Activation, q: float = 1.0) -> EdgeOfChaos:
       BifurcationWarning: V has fixed points beside q (and 0); all are named.
 
     Raises:
-      ValueError: q is not positive; phi is flat at q; or sigma_b^2 would be negative.
+      ValueError: q is not positive; phi jumps, so that chi_1, the slope of the correlation map at 1, is infinite; phi
+        is flat at q; or sigma_b^2 would be negative.
     """
     found = _at(activation, float(q))
     if sum(f.q > 0 for f in found.fixed_points) > 1:
@@ -114,6 +115,8 @@ def at(activation: Activation, q: float = 1.0) -> EdgeOfChaos:
 @functools.lru_cache(maxsize=256)  # configs are built many times; a warning is not cached
 def _at(activation: Activation, q: float) -> EdgeOfChaos:
     _check_q(q)
+    if activation.jumps:
+        raise ValueError(f"q: the activation jumps at {activation.jumps[0]:g}: no weight variance gives chi_1 = 1")
     slope = float(activation.slope_power(q, 2))
     if not slope > 0:
         raise ValueError(f"q: the activation is flat under N(0, {q:g}), so no weight variance gives chi_1 = 1")

@@ -202,6 +202,13 @@ class Activation:
 
         return cls(phi, pieces, tuple(sorted({e for p in pieces for e in (p.lo, p.hi) if math.isfinite(e)})))
 
+    @property
+    def jumps(self) -> tuple[float, ...]:
+        """The breaks at which phi itself jumps, not a derivative alone."""
+        sides = [self.phi(np.asarray([b - 1e-9, b + 1e-9])) for b in self.breaks]
+        # A continuous phi moves by its slope times 2e-9 there.
+        return tuple(b for b, (left, right) in zip(self.breaks, sides, strict=True) if abs(right - left) > 1e-6)
+
     def power(self, q, power: int, hermite: int = 0):
         """E[phi(z)^power He_hermite(z / sqrt(q))], z ~ N(0, q); elementwise in `q`."""
         if self.pieces is not None:

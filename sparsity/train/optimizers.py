@@ -112,13 +112,21 @@ class SparseAdam:
 
 @dataclasses.dataclass(frozen=True)
 class SGD:
-    """Stochastic gradient descent, with heavy-ball momentum if it is positive."""
+    """Stochastic gradient descent, with heavy-ball momentum if it is positive.
+
+    With `weight_decay` w the gradient of a kernel W (not of biases and norms) is that of the loss plus w W, of the
+    penalty w ||W||^2 / 2: the decay goes through the momentum, as in He et al. 2016.
+    """
 
     momentum: float = 0.0
+    weight_decay: float = later(0.0)
 
     def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
         """The transformation, learning rate included."""
-        return optax.sgd(schedule, self.momentum or None)
+        sgd = optax.sgd(schedule, self.momentum or None)
+        if not self.weight_decay:
+            return sgd
+        return optax.chain(optax.add_decayed_weights(self.weight_decay, decayed_parameters), sgd)
 
 
 @dataclasses.dataclass(frozen=True)

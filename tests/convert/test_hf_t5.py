@@ -124,7 +124,7 @@ def test_gradients_of_the_loss_are_those_of_torch(peer, converted, batch):
     for path, tensor in hf.t5_tensors(converted[0]).items():
         for i, name in enumerate(tensor.names):
             one = flat[path][i] if tensor.stacked else flat[path]
-            assert_close(one.T if tensor.transposed else one, theirs[name], name, 1e-4)
+            assert_close(one.T if tensor.order else one, theirs[name], name, 1e-4)
 
 
 def test_there_and_back_is_the_same_to_the_byte(peer, converted, saved, tmp_path):

@@ -219,7 +219,7 @@ INDICES = {
     "buckets": (lambda x: x | {TABLE: np.zeros((4, 30), np.float32)}, "buckets: must be a multiple of 4, got 30"),
     "a layer": (
         lambda x: without(x, *(n for n in x if n.startswith("target/encoder/layers_1/"))),
-        "encoder has 2 layers, and none of them is layers_1",
+        "has 2 layers, and none of them is target/encoder/layers_1",
     ),
     "integers": (lambda x: x | {WI: np.zeros((16, 24), np.uint16)}, f"{WI} is of uint16"),
     "a number": (lambda x: x | {WI: 3.0}, f"the index does not say where {WI} is"),

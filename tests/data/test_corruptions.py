@@ -157,3 +157,19 @@ def test_unknown_noises_and_levels_are_refused_with_the_nearest():
         corrupt(IMAGES[:1], "gausian", 1, 0)
     with pytest.raises(ConfigError, match='unknown corruption level "imagenet"; did you mean "imagenet_c"'):
         corrupt(IMAGES[:1], "gaussian", 1, 0, "imagenet")
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_with_their_numbers_images_have_the_same_noise_whatever_they_are_given_with(name):
+    images = np.full((6, 8, 8, 3), GREY, np.float32)
+    together = corrupt(images, name, 5, 0, "imagenet_c", np.arange(6))
+    few = corrupt(images[:2], name, 5, 0, "imagenet_c", np.array([4, 1]))
+    np.testing.assert_array_equal(few, together[[4, 1]])
+    assert len({image.tobytes() for image in together}) == 6
+    assert (corrupt(images, name, 5, 1, "imagenet_c", np.arange(6)) != together).any()
+    large = np.full((40, 40, 50, 1), GREY, np.float32)
+    numbered, plain = (corrupt(large, name, 3, 0, "imagenet_c", n).astype(float) for n in (np.arange(40), None))
+    # The same law: five standard errors of the difference of two means and of two mean squares.
+    for power in (1, 2):
+        a, b = numbered.ravel() ** power, plain.ravel() ** power
+        assert abs(a.mean() - b.mean()) < 5 * (2 * b.var() / b.size) ** 0.5

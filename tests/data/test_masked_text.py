@@ -6,8 +6,9 @@ from scipy.stats import binomtest
 
 from sparsity.config import ConfigError, build
 from sparsity.data import SOURCES
-from sparsity.data.masked_text import FIRST, MaskedText
+from sparsity.data.masked_text import MaskedText
 from sparsity.data.pipeline import train_batches
+from sparsity.data.vocabularies import Bytes
 
 SOURCE = MaskedText(length=40)
 MASK = SOURCE.vocabulary.sentinel
@@ -40,7 +41,7 @@ def test_of_those_eighty_percent_are_masked_ten_changed_and_ten_left(trained):
     # Of the changed ones one in 281 is drawn as it was.
     assert binomtest(same, n, 0.1 + 0.1 / 281).pvalue > 1e-3
     changed = tokens[(tokens != MASK) & (tokens != targets)]
-    assert changed.min() >= FIRST
+    assert changed.min() >= Bytes().words[0]
     assert changed.max() <= MASK - SOURCE.vocabulary.sentinels
     assert len(np.unique(changed)) > 250  # any token of text, not only those of this one
 

@@ -6,11 +6,11 @@ import pytest
 from scipy.stats import chisquare, kstest
 
 from sparsity.config import ConfigError, build
-from sparsity.data import SOURCES
+from sparsity.data import SOURCES, randomised
 from sparsity.data.digits import Digits
 from sparsity.data.mock import Mock
 from sparsity.data.pipeline import train_batches
-from sparsity.data.randomised import ENDLESS, NoisyLabels, RandomData, RandomImages, drawn
+from sparsity.data.randomised import ENDLESS, NoisyLabels, RandomData, RandomImages, Subset, drawn
 
 DIGITS = Digits()
 CLEAN = DIGITS.load("train")
@@ -97,6 +97,15 @@ def test_random_data_of_so_many_examples_come_again_and_endless_ones_do_not():
     assert len(endless.load("test")) == 1024
 
 
+def test_images_held_in_memory_are_those_that_are_drawn_one_by_one(monkeypatch):
+    few = RandomData(of=DIGITS, examples=20, seed=3)
+    held = [few.load("train").take(indices)["image"] for indices in ([3, 1, 3], 7)]
+    monkeypatch.setattr(randomised, "_HELD", 0)
+    for indices, images in zip(([3, 1, 3], 7), held, strict=True):
+        np.testing.assert_array_equal(few.load("train").take(indices)["image"], images)
+    assert [i.shape for i in held] == [(3, 8, 8, 1), (8, 8, 1)]
+
+
 def test_labels_of_random_data_are_uniform_and_fixed():
     split = RandomData(of=DIGITS, examples=5000).load("train")
     labels = split.arrays()["label"]
@@ -106,14 +115,30 @@ def test_labels_of_random_data_are_uniform_and_fixed():
     assert (RandomData(of=DIGITS, examples=5000, seed=1).load("train").arrays()["label"] != labels).any()
 
 
+def test_a_subset_is_of_the_training_examples_alone_and_lies_in_a_larger_one():
+    few, more, other = (Subset(of=DIGITS, examples=n, seed=s).load("train") for n, s in ((126, 0), (400, 0), (126, 1)))
+    assert (len(few), len(more)) == (126, 400)
+    places = {image.tobytes(): i for i, image in enumerate(CLEAN.images)}
+    found = [[places[image.tobytes()] for image in split.images] for split in (few, more, other)]
+    assert set(found[0]) < set(found[1])
+    assert set(found[0]) != set(found[2])
+    assert found[0] == sorted(found[0])
+    np.testing.assert_array_equal(few.labels, CLEAN.labels[found[0]])
+    # Uniform over the split: 126 places of 1,260 have a mean of 630 and a deviation of 364 / sqrt(126).
+    assert np.mean(found[0]) == pytest.approx(630, abs=4 * 364 / 126**0.5)
+    for split in ("validation", "test"):
+        np.testing.assert_array_equal(Subset(of=DIGITS, examples=126).load(split).images, DIGITS.load(split).images)
+    assert Subset(of=DIGITS, examples=126).augments
+
+
 def test_endless_data_are_not_read_whole():
     with pytest.raises(ConfigError, match=r"endless training data cannot be read whole; give data\.examples"):
         RandomData(of=DIGITS).load("train").arrays()
 
 
-@pytest.mark.parametrize("name", ["noisy_labels", "random_images", "random_data"])
+@pytest.mark.parametrize("name", ["noisy_labels", "random_images", "random_data", "subset"])
 def test_each_is_built_by_name_and_mocked_in_the_shape_of_its_source(name):
-    section = {"of": {"name": "cifar10"}} | ({"share": 0.4} if name == "noisy_labels" else {})
+    section = {"of": {"name": "cifar10"}} | {"noisy_labels": {"share": 0.4}, "subset": {"examples": 3}}.get(name, {})
     source = build(SOURCES[name], section)
     assert (source.classes, source.image_shape) == (10, (32, 32, 3))
     assert source.mock() == Mock((32, 32, 3), 10)
@@ -129,6 +154,8 @@ def test_each_is_built_by_name_and_mocked_in_the_shape_of_its_source(name):
         (lambda: NoisyLabels(of=Mock((4, 4, 1), None), share=0.4), "of: has no labels"),
         (lambda: RandomData(of=DIGITS, examples=0), "examples: must be at least 1"),
         (lambda: RandomData(of=DIGITS, held_out=0), "held_out: must be at least 1"),
+        (lambda: Subset(of=DIGITS, examples=0), "examples: must be at least 1"),
+        (lambda: Subset(of=DIGITS, examples=1261).load("train"), "examples: 1261 asked for, the train split has 1260"),
         (lambda: build(SOURCES["random_images"], {"of": {"name": "digit"}}), 'did you mean "digits"'),
     ],
 )

@@ -193,3 +193,20 @@ def test_a_dataset_in_another_format_is_one_line(looked_in, tmp_path):
 def test_an_impossible_share_is_refused(held_out):
     with pytest.raises(ConfigError, match=rf"^config\.held_out: must be in \(0, 1\), got {float(held_out)}$"):
         build(MNIST, {"held_out": held_out})
+
+
+def test_cifar_can_be_moved_and_mirrored():
+    cifar = build(CIFAR10, {"padding": 4})
+    assert (cifar.augments, CIFAR10().augments) == (True, False)
+    assert to_dict(cifar) == {"held_out": 0.1, "padding": 4}
+    image = np.random.default_rng(0).random((32, 32, 3), np.float32)
+    made = [cifar.augment({"image": image, "label": 3}, np.random.default_rng(i)) for i in range(200)]
+    assert {m["label"] for m in made} == {3}
+    for m in (m["image"] for m in made):
+        # What comes in has the mean colour, which the model reads as 0.
+        outside = (m == np.float32(cifar.mean)).all(-1)
+        np.testing.assert_allclose(cifar.normalise(m)[outside], 0, atol=1e-6)
+        assert outside.sum() in {32**2 - (32 - down) * (32 - right) for down in range(5) for right in range(5)}
+        assert np.isin(m[~outside], image).all()
+    with pytest.raises(ConfigError, match=r"^config\.padding: must be in 0..31"):
+        build(CIFAR10, {"padding": 32})

@@ -4,6 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sparsity.config import ConfigError
+from sparsity.data.pipeline import Lazy, Stream
 from sparsity.evals.predict import make_predict
 from sparsity.evals.sparsity import nonzero_fraction
 from sparsity.layers.mlp import MLPConfig
@@ -64,6 +66,34 @@ def test_neither_the_batch_nor_its_padding_changes_anything(batch, mesh, variabl
         assert float(stats.histogram.sum()) == N * 4 * 8
         np.testing.assert_array_equal(stats.fired_F, whole.stats[name].fired_F)
         np.testing.assert_allclose(nonzero_fraction(stats), nonzero_fraction(whole.stats[name]), rtol=1e-5)
+
+
+class Asked(Lazy):
+    """The examples, which are noted as they are asked for."""
+
+    image_shape, labels = IMAGES.shape[1:], LABELS
+
+    def __init__(self):
+        self.most_at_once = 0
+
+    def take(self, indices):
+        self.most_at_once = max(self.most_at_once, len(indices))
+        return {"image": IMAGES[indices], "label": LABELS[indices]}
+
+    def model_input(self, arrays):
+        return arrays
+
+
+def test_a_stream_is_predicted_as_what_is_in_memory_a_batch_at_a_time(mesh, variables, whole):
+    predict, asked = predictor(mesh, 4), Asked()
+    got, expected = predict(variables, Stream(asked, asked)), predict(variables, ARRAYS)
+    np.testing.assert_array_equal(got.logits, expected.logits)
+    np.testing.assert_array_equal(got.correct, whole.correct)
+    jax.tree.map(np.testing.assert_array_equal, got.stats, expected.stats)
+    assert (got.arrays.keys(), asked.most_at_once) == ({"label"}, 4)
+    np.testing.assert_array_equal(expected.images, IMAGES)
+    with pytest.raises(ConfigError, match=r"needs all images at once; data\.evaluated can make them fewer"):
+        _ = got.images
 
 
 def test_a_nan_image_is_nan_in_its_own_logits_and_in_every_layers_fraction(mesh, variables, whole):

@@ -1,4 +1,4 @@
-"""The converter as users run it, on a small T5 written in Hugging Face's format and in T5X's."""
+"""The converter as users run it, on a small T5 in Hugging Face's format and in T5X's, a small ViT and ResNet."""
 
 import json
 import shutil
@@ -13,12 +13,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from launch import cli
-from sparsity import recipes
+from sparsity import recipes, run
 from sparsity.config import build
 from sparsity.convert import hf
 from sparsity.layers.sparsify import Context
 from sparsity.models.t5 import T5Config
-from tests.convert import t5x_writer
+from tests.convert import images, t5x_writer, texts
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = "model.safetensors"
@@ -137,3 +137,71 @@ def test_t5x_goes_to_the_same_bytes_of_hugging_face_and_what_it_lacks_is_named(n
     assert code == cli.BAD_INPUT
     assert f"error: --path: {name} cannot be read: NOT_FOUND" in err.splitlines()[-1]
     assert not (tmp_path / "other" / "config.json").exists()
+
+
+def test_a_vit_is_evaluated_on_noise_and_goes_back_to_the_same_bytes(tmp_path):
+    theirs = images.write_safetensors(tmp_path / "vit", images.hf_vit(images.vit()), images.HF_CONFIG)
+    workdir = f"--workdir={tmp_path / 'w'}"
+    code, out, err = launch("convert", "--source=hf", "--model=vit", f"--path={theirs}", workdir)
+    assert code == cli.DONE, err
+    assert f"{len(images.hf_vit(images.vit()))} tensors" in out
+    assert "there are no data but noise" in out
+    code, out, err = launch("evaluate", workdir)
+    assert code == cli.DONE, err
+    assert "checkpoint of step 0 of 1000" in out
+    code, _, err = launch("convert", "--to=hf", workdir, f"--path={tmp_path / 'back'}")
+    assert code == cli.DONE, err
+    there, back = (load_file(path / WEIGHTS) for path in (theirs, tmp_path / "back"))
+    assert {n: x.tobytes() for n, x in back.items()} == {n: x.tobytes() for n, x in there.items()}
+
+
+def test_a_resnet_keeps_its_running_statistics_and_is_evaluated_on_the_users_data(tmp_path):
+    """The digits are its data, its head new: every class is as likely, so nll is log 10."""
+    tensors = {name: x for name, x in images.resnet("basic").items() if not name.startswith("fc.")}
+    tensors["conv1.weight"] = tensors["conv1.weight"].sum(1, keepdims=True)
+    path = images.write_safetensors(tmp_path / "resnet", tensors)
+    args = ("convert", "--source=timm", "--model=resnet", f"--path={path}", f"--workdir={tmp_path / 'w'}")
+    code, out, err = launch(*args, "--data=digits", "--set=shift=0")
+    assert code == cli.DONE, err
+    assert "noise" not in out
+    measures = tmp_path / "measures.json"
+    code, _, err = launch("evaluate", f"--workdir={tmp_path / 'w'}", "--evals=accuracy,sparsity", f"--out={measures}")
+    assert code == cli.DONE, err
+    found = {m["name"]: m["value"] for m in json.loads(measures.read_text())["measures"]}
+    assert found["nll"] == pytest.approx(np.log(10), rel=1e-5)
+    assert 0 < found["nonzero.stem"] < 1
+    engine, state = run.last_state(run.Workdir(tmp_path / "w"))
+    assert engine.config.data.shift == 0
+    mean = state.model_state["batch_stats"]["block_2"]["norm_1"]["mean"]
+    np.testing.assert_array_equal(mean, tensors["layer2.1.bn2.running_mean"])
+
+
+def test_a_llama_becomes_a_network_of_relus_on_the_users_text(tmp_path):
+    import tokenizers
+
+    words = {
+        "[UNK]": 0,
+        **{
+            f"{word}": i
+            for i, word in enumerate(["the", "a", "of", "is", "for", "if", "to", "in", "and", "statement"], 1)
+        },
+    }
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "my.txt").write_text("if the statement is in a statement, and the a is of the b. " * 200)
+    path = images.write_safetensors(tmp_path / "llama", texts.tensors_of("llama"), texts.CONFIGS["llama"])
+    workdir = tmp_path / "w"
+    args = ("convert", "--source=hf", "--model=llama", f"--path={path}", f"--workdir={workdir}", "--activation=relu")
+    code, out, err = launch(*args, f"--vocabulary={tmp_path / 'tokenizer.json'}", f"--text={tmp_path / 'my.txt'}")
+    assert code == cli.DONE, err
+    assert f"{len(texts.tensors_of('llama'))} tensors" in out
+    saved = json.loads((workdir / "config.json").read_text())
+    assert saved["model"]["mlp"]["sparsifier"] == {"name": "relu"}
+    assert (saved["data"]["name"], saved["data"]["vocabulary"]["classes"]) == ("next_tokens", texts.V)
+    measures = tmp_path / "measures.json"
+    code, _, err = launch("evaluate", f"--workdir={workdir}", "--evals=language,sparsity", f"--out={measures}")
+    assert code == cli.DONE, err
+    found = {m["name"]: m["value"] for m in json.loads(measures.read_text())["measures"]}
+    assert found["nll"] > 1
+    assert 0.1 < found["nonzero.block_1"] < 0.9

@@ -366,3 +366,27 @@ def test_as_many_features_come_out_as_are_asked_for_or_else_went_in(features):
     variables = parameters(mlp)
     assert mlp.apply(variables, X, Context()).shape == (B, L, features or D)
     assert variables["params"]["wo"]["kernel"].shape == (F, features or D)
+
+
+def test_with_a_sparsifier_on_the_gate_too_the_product_is_what_is_counted():
+    mlp = SparseMLP(MLPConfig(F, Relu(), gated=True, gate=SoftThreshold(0.5)))
+    variables = parameters(mlp)
+    y, stats = recorded(mlp, variables)
+    p, x = variables["params"], np.asarray(X, np.float64)
+    gate = linear(p["wi_gate"], x)
+    h = np.maximum(linear(p["wi"], x), 0) * np.sign(gate) * np.maximum(np.abs(gate) - 0.5, 0)
+    np.testing.assert_allclose(y, linear(p["wo"], h), rtol=2e-6, atol=5e-6)
+    np.testing.assert_array_equal(stats.fired_F, (h != 0).sum((0, 1)))
+    assert 0 < (h != 0).mean() < (linear(p["wi"], x) > 0).mean()
+
+
+def test_a_sparsifier_on_the_gate_is_settled_and_refused_by_name():
+    section = {"d_ff": 8, "sparsifier": {"name": "relu"}, "gated": True}
+    assert to_dict(build(MLPConfig, section | {"gate": {"name": "relu"}}))["gate"] == {"name": "relu"}
+    assert "gate" not in to_dict(build(MLPConfig, section))  # runs from before it keep their hash
+    with pytest.raises(ConfigError, match=r"^config\.gate: an MLP that is not gated has none$"):
+        build(MLPConfig, section | {"gated": False, "gate": {"name": "relu"}})
+    with pytest.raises(ConfigError, match=r"^config\.gate\.k: 9 is more than the d_ff 8 units there are$"):
+        build(MLPConfig, section | {"gate": {"name": "top_k", "k": 9}})
+    config = build(MLPConfig, section | {"d_ff": 64, "gate": {"name": "top_k", "k": 8}})
+    assert config.reduced(1).gate == TopK(k=4)

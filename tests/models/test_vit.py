@@ -114,11 +114,10 @@ def linear(p, x):
     return x @ np.asarray(p["kernel"], np.float64) + np.asarray(p["bias"], np.float64)
 
 
-def norm(p, x):
+def norm(p, x, epsilon):
     centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6) * np.asarray(p["scale"]) + np.asarray(
-        p["bias"]
-    )
+    normal = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon)
+    return normal * np.asarray(p["scale"]) + np.asarray(p["bias"])
 
 
 def attention(p, x, heads):
@@ -131,7 +130,7 @@ def attention(p, x, heads):
 
 def reference(config, variables, phi):
     """The whole forward pass in numpy float64."""
-    p, side = variables["params"], config.patch
+    p, side, epsilon = variables["params"], config.patch, config.norm_epsilon
     images = np.asarray(IMAGES, np.float64)
     rows, columns = SHAPE[0] // side, SHAPE[1] // side
     cut = lambda i, j: images[:, i * side : (i + 1) * side, j * side : (j + 1) * side].reshape(len(images), -1)
@@ -144,9 +143,9 @@ def reference(config, variables, phi):
         x = x + np.asarray(p["position"])
     for i in range(config.layers):
         block = p[f"block_{i}"]
-        x = x + attention(block["attention"], norm(block["norm_attention"], x), config.heads)
-        x = x + linear(block["mlp"]["wo"], phi(linear(block["mlp"]["wi"], norm(block["norm_mlp"], x))))
-    x = norm(p["norm"], x)
+        x = x + attention(block["attention"], norm(block["norm_attention"], x, epsilon), config.heads)
+        x = x + linear(block["mlp"]["wo"], phi(linear(block["mlp"]["wi"], norm(block["norm_mlp"], x, epsilon))))
+    x = norm(p["norm"], x, epsilon)
     x = x[:, 0] if config.pool == "cls" else x.mean(1)
     return linear(p["head"], x if config.representation is None else np.tanh(linear(p["representation"], x)))
 
@@ -175,8 +174,8 @@ def test_the_logits_are_the_formula(pool, sparsifier, phi):
 
 
 @pytest.mark.parametrize("pool", ["cls", "gap"])
-def test_fixed_positions_and_a_tanh_layer_are_the_formula(pool):
-    config = vit(pool=pool, positions="sincos", representation=7)
+def test_fixed_positions_a_tanh_layer_and_another_epsilon_are_the_formula(pool):
+    config = vit(pool=pool, positions="sincos", representation=7, norm_epsilon=0.3)
     variables = randomised(config)
     assert "position" not in variables["params"]
     logits, _ = forward(config, variables)
@@ -290,6 +289,7 @@ def test_flops_with_a_nan_density_are_refused():
         ({"dropout": 1.0}, "config.dropout: must be in [0, 1), got 1.0"),
         ({"pool": "gip"}, 'config.pool: unknown choice "gip"; did you mean "gap"?'),
         ({"positions": "sincos", "d_model": 6}, "config.positions: sincos needs a d_model that 4 divides, got 6"),
+        ({"norm_epsilon": 0.0}, "config.norm_epsilon: must be positive, got 0.0"),
         ({"representation": 0}, "config.representation: must be at least 1, or None, got 0"),
         ({"dtype": "float16"}, 'config.dtype: unknown choice "float16"; did you mean "bfloat16"?'),
     ],

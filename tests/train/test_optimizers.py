@@ -286,3 +286,23 @@ def test_bad_settings_are_refused_in_one_line(section, message):
     with pytest.raises(ConfigError) as error:
         build(OptimizerConfig, section)
     assert str(error.value).startswith(message)
+
+
+def test_weight_decay_of_sgd_by_hand():
+    """Step 1: v = g + w p. Step 2: v <- momentum v + g + w p. Of kernels alone."""
+    tx = rule(0.1, name="sgd", momentum=0.5, weight_decay=0.2)
+    params = {"kernel": jnp.array([[3.0]]), "bias": jnp.array([3.0])}
+    grads = {"kernel": jnp.array([[1.0]]), "bias": jnp.array([1.0])}
+    state = tx.init(params)
+    for kernel, bias in ((-0.1 * 1.6, -0.1), (-0.1 * (0.8 + 1 + 0.2 * 2.84), -0.15)):
+        updates, state = tx.update(grads, state, params)
+        np.testing.assert_allclose(updates["kernel"], [[kernel]], rtol=1e-6)
+        np.testing.assert_allclose(updates["bias"], [bias], rtol=1e-6)
+        params = jax.tree.map(jnp.add, params, updates)
+
+
+def test_sgd_without_weight_decay_keeps_its_state_and_its_hash():
+    plain = build(OptimizerConfig, {"learning_rate": 0.1, "rule": {"name": "sgd", "momentum": 0.9}, "grad_clip": None})
+    assert to_dict(plain)["rule"] == {"name": "sgd", "momentum": 0.9}
+    params, expected = {"kernel": jnp.ones((1, 1))}, optax.sgd(lambda step: 0.1, 0.9)
+    assert jax.tree.structure(plain.build(1)[0].init(params)) == jax.tree.structure(expected.init(params))
