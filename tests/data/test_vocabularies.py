@@ -90,7 +90,7 @@ def test_a_tokenizer_adds_cuts_and_pads_nothing(words):
 def test_masked_text_masks_with_the_tokenizers_own_token(words):
     section = {"name": "tokenizer", "path": words.path, "classes": words.classes}
     source = build(SOURCES["masked_text"], {"vocabulary": section, "length": 32})
-    split, rng, masked = source.load("test"), np.random.default_rng(0), []
+    split, rng, masked = source.load("train"), np.random.default_rng(0), []
     for _ in range(40):
         example = source.augment(split[0], rng)
         masked += (example["tokens"] == 4)[example["target_segments"] == 1].tolist()
