@@ -89,6 +89,8 @@ def _images(found: Opened, model: dict[str, Any]) -> run_lib.RunConfig:
     data = images_of(found, _DATA.value, cli.settings(_SET.value))
     config = run_lib.run_config(recipes.image_checkpoint(model, data))
     check_images(found, config.input_shape, config.data.classes)
+    theirs = found.pixels or "of a scale that it does not say"
+    print(f"pixels: {getattr(config.data, 'pixels', 'unit')}; those of the checkpoint were {theirs}")
     return config
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from sparsity.config import ConfigError, lookup, parsed
 from sparsity.convert import hf, hf_text, npz, t5x, timm
 from sparsity.convert.tensors import Opened
+from sparsity.data import SOURCES as SOURCES_OF_DATA
 
 # What it is, and what opens it, by model.
 SOURCES = {
@@ -50,11 +51,16 @@ def open_checkpoint(source: str, model: str, path: str | Path) -> Opened:
 def images_of(found: Opened, name: str | None, settings: Mapping[str, str]) -> dict[str, Any]:
     """The settings of the source of images `name`, or of noise that the checkpoint can read.
 
+    Pixels are scaled as the checkpoint's were, if that is known, the source can, and the settings say nothing else.
+
     Raises:
       ConfigError: there is no name, but settings, or no head that says how many classes noise has.
     """
     if name is not None:
-        return {"name": name} | {key: parsed(value) for key, value in settings.items()}
+        source = lookup(SOURCES_OF_DATA, name, "--data")
+        scales = get_args(get_type_hints(source).get("pixels"))
+        scale = {"pixels": found.pixels} if found.pixels in scales else {}
+        return {"name": name} | scale | {key: parsed(value) for key, value in settings.items()}
     if settings:
         raise ConfigError("--set: is of --data, which is not given")
     if found.classes is None:

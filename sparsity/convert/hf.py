@@ -14,7 +14,7 @@ import numpy as np
 
 from sparsity.config import ConfigError, lookup
 from sparsity.convert.tensors import MATRIX, Opened, Tensor, linear, norm, unload
-from sparsity.convert.vit import NEW_HEAD, cls_tensor, position_tensor, side_of, torch_patches, vit_settings
+from sparsity.convert.vit import NEW_HEAD, cls_tensor, pixels_of, position_tensor, side_of, torch_patches, vit_settings
 from sparsity.layers.mlp import MLPConfig
 from sparsity.models.t5 import DECODER, ENCODER, T5Config
 from sparsity.models.vit import ViTConfig
@@ -53,7 +53,12 @@ class HuggingFace:
         self._opened = contextlib.ExitStack()
         # Opened files are mapped into memory: what is not asked for is not read.
         opened = [self._opened.enter_context(safetensors.safe_open(file, "numpy")) for file in files]
-        self._file_of = {name: file for file in opened for name in file.keys()}  # noqa: SIM118
+        self._file_of, first = {}, {}
+        for file, found in zip(files, opened, strict=True):
+            for name in found.keys():  # noqa: SIM118
+                if name in first:
+                    raise ConfigError(f"--path: {name} is in {first[name]} and in {file.name}; leave one of them there")
+                self._file_of[name], first[name] = found, file.name
 
     @functools.cached_property
     def config(self) -> Mapping[str, Any]:
@@ -70,10 +75,6 @@ class HuggingFace:
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """A part of the tensor `name`."""
         return self._file_of[name].get_slice(name)[index]
-
-    def dtypes(self) -> Mapping[str, str]:
-        """Of all tensors, by name, as safetensors call them: "F32", "BF16"."""
-        return {name: file.get_slice(name).get_dtype() for name, file in self._file_of.items()}
 
     def close(self) -> None:
         """Closes the files."""
@@ -242,9 +243,11 @@ def open_vit(path: str | Path) -> Opened:
     pooled = not prefix and "pooler.dense.weight" in shapes
     model, image = vit_config(reader.config, pooled)
     head = "classifier.weight" in shapes
+    file = reader.path / "preprocessor_config.json"
+    scale = pixels_of(json.loads(file.read_text()).get("image_mean", ())) if file.is_file() else None
     tensors = vit_tensors(model, prefix, head, reader.config.get("qkv_bias", True))
     classes = shapes["classifier.weight"][0] if head else None
-    return Opened(reader, model, classes, tensors, re.compile(VIT_IGNORED).fullmatch, image=image)
+    return Opened(reader, model, classes, tensors, re.compile(VIT_IGNORED).fullmatch, image=image, pixels=scale)
 
 
 def vit_config(config: Mapping[str, Any], pooled: bool) -> tuple[ViTConfig, tuple[int, int, int]]:

@@ -42,7 +42,8 @@ def gpt2_config(config: Mapping[str, Any]) -> tuple[GPT2Config, int]:
       ConfigError: it is of another model, or has what GPT-2s here have not.
     """
     _of(config, "gpt2")
-    _expect(config, {"layer_norm_epsilon": 1e-5, "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False})
+    expected = {"layer_norm_epsilon": 1e-5, "tie_word_embeddings": True}
+    _expect(config, expected | {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False})
     d_model = config["n_embd"]
     mlp = _mlp(config.get("n_inner") or 4 * d_model, config.get("activation_function", "gelu_new"))
     model = _settings(
@@ -97,7 +98,7 @@ def bert_config(config: Mapping[str, Any]) -> tuple[BERTConfig, int]:
     _of(config, "bert")
     expected = {"layer_norm_eps": 1e-12, "type_vocab_size": 2, "position_embedding_type": "absolute"}
     # The head has the MLPs' activation there, and GELU here.
-    _expect(config, expected | {"hidden_act": "gelu", "is_decoder": False})
+    _expect(config, expected | {"hidden_act": "gelu", "is_decoder": False, "tie_word_embeddings": True})
     model = _settings(
         BERTConfig,
         mlp=_mlp(config["intermediate_size"], "gelu"),
@@ -149,7 +150,7 @@ def llama_config(config: Mapping[str, Any]) -> tuple[LlamaConfig, int]:
       ConfigError: it is of another model, or has what Llamas here have not: biases, or rotations that are stretched.
     """
     _of(config, "llama")
-    _expect(config, {"attention_bias": False, "mlp_bias": False, "pretraining_tp": 1})
+    _expect(config, {"attention_bias": False, "mlp_bias": False})
     # transformers 5 has all of it in one entry; before, the base stood apart.
     rotations = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = rotations.get("rope_type", rotations.get("type", "default"))

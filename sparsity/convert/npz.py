@@ -127,7 +127,7 @@ def open_vit(path: str | Path) -> Opened:
     for i in range(model.layers):
         tensors |= _block(model, i, scanned, NUMBERS[mlp], mlp)
     image = (side * patch, side * patch, channels)
-    return Opened(reader, model, classes, tensors, lambda name: False, image=image)
+    return Opened(reader, model, classes, tensors, lambda name: False, image=image, pixels="signed")
 
 
 def _outside(model: ViTConfig) -> dict[str, Tensor]:

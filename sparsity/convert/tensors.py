@@ -127,6 +127,7 @@ class Opened:
       ignored: of the name of a tensor, whether it may be there without being read.
       statistics: tensors of running statistics, by their path, "batch_stats/norm/mean".
       image: height, width and channels of the images that it was trained on, if it reads images.
+      pixels: their scale, as the sources of photographs call it: "signed" or "standardised"; None: not known.
     """
 
     reader: Reader
@@ -136,6 +137,7 @@ class Opened:
     ignored: Callable[[str], bool]
     statistics: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     image: tuple[int, int, int] | None = None
+    pixels: str | None = None
 
     @property
     def names(self) -> set[str]:
@@ -217,7 +219,10 @@ def load(tensors: Mapping[str, Tensor], abstract: Any, reader: Reader) -> Any:
     """
     flat = flax.traverse_util.flatten_dict(abstract, sep="/")
     out = {}
-    for path, leaf in flat.items():
+    for path in sorted(
+        flat, key=lambda path: tensors[path].names
+    ):  # parts of one tensor together: it may be read whole
+        leaf = flat[path]
         made = lambda index, path=path, leaf=leaf: _part(tensors[path], reader, index, leaf)
         out[path] = jax.make_array_from_callback(leaf.shape, leaf.sharding, made)
     return flax.traverse_util.unflatten_dict(out, sep="/")

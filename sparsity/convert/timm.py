@@ -16,6 +16,7 @@ from sparsity.convert.vit import (
     NEW_HEAD,
     cls_tensor,
     grid_of,
+    pixels_of,
     position_tensor,
     refuse,
     side_of,
@@ -81,7 +82,8 @@ def open_vit(path: str | Path) -> Opened:
     tensors = vit_tensors(model, "head.weight" in shapes, "blocks.0.attn.qkv.bias" in shapes, zeros=cls and not own)
     classes = sizes_of(shapes, "head.weight", 2)[0] if "head.weight" in shapes else None
     image = (side * patch, side * patch, channels)
-    return Opened(reader, model, classes, tensors, lambda name: False, image=image)
+    mean = described.get("pretrained_cfg", {}).get("mean", ())
+    return Opened(reader, model, classes, tensors, lambda name: False, image=image, pixels=pixels_of(mean))
 
 
 def _described(reader: HuggingFace, architectures: str, harmless: set[str]) -> Mapping[str, Any]:
@@ -166,7 +168,7 @@ def open_resnet(path: str | Path) -> Opened:
     classes = sizes_of(shapes, "fc.weight", 2)[0] if "fc.weight" in shapes else None
     pixels = 224 if stem == "imagenet" else 32
     counted = lambda name: name.endswith(".num_batches_tracked")  # the running statistics' weights do not depend on it
-    return Opened(reader, model, classes, tensors, counted, statistics, (pixels, pixels, channels))
+    return Opened(reader, model, classes, tensors, counted, statistics, (pixels, pixels, channels), "standardised")
 
 
 def resnet_tensors(config: ResNetConfig, head: bool = True) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -36,6 +36,15 @@ def grid_of(positions: int, cls: bool) -> tuple[int, bool]:
     raise ConfigError(f"checkpoint: {positions} positions are not those of a square of patches")
 
 
+def pixels_of(mean: Iterable[float]) -> str | None:
+    """What sources call pixels less that `mean`, channel by channel, over their deviation; None: nothing.
+
+    >>> pixels_of([0.5, 0.5, 0.5]), pixels_of([0.485, 0.456, 0.406])
+    ('signed', 'standardised')
+    """
+    return {(0.5,) * 3: "signed", (0.485, 0.456, 0.406): "standardised"}.get(tuple(mean))
+
+
 def position_tensor(name: str, zeros: bool = False) -> Tensor:
     """[L, D] of [1, L, D]; with `zeros` the class token has no position of its own."""
     return Tensor((name,), split=((1, -1), (-1,)), zeros=int(zeros))

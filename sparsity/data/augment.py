@@ -21,8 +21,9 @@ _GREY = (128, 128, 128)  # where an operation leaves nothing of the image
 def inception_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
     """Left, top, right and bottom of a random part of an image (Szegedy et al. 2015, Sec. 6).
 
-    Its area is uniform over `AREA` of the image's, its aspect log-uniform over `ASPECT`, its place uniform. What does
-    not fit is drawn anew; after ten times it is the largest central part whose aspect is within `ASPECT`.
+    Its area is uniform over `AREA` of the image's, its aspect over `ASPECT` (that paper's numbers), here log-uniform,
+    its place uniform. What does not fit is drawn anew; after ten times it is the largest central part whose aspect is
+    within `ASPECT`, as torchvision has it. Code of ViT's authors crops from 5% of the area on.
     """
     for _ in range(_TRIES):
         area = width * height * rng.uniform(*AREA)

@@ -220,6 +220,7 @@ class ImageNet21k(PhotographSource):
 
     path: str | None = None
     classes: int = 21_841
+    evaluated: int = 10_000  # logits of more would be gigabytes
 
     dataset: ClassVar[str] = "imagenet21k"
 

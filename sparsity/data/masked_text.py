@@ -76,6 +76,8 @@ class MaskedText:
 
     def load(self, split: str) -> Rows:
         """The texts of the named split. Raises ConfigError if there is none, or less text than one."""
+        if self.vocabulary.sentinels < 1:
+            raise ConfigError("data.vocabulary: has no token to mask others with")
         documents = [self.vocabulary.encode(text) for text in self.corpus.documents(split)]
         text = np.concatenate([np.empty(0, np.int32), *documents])
         stride = self.stride if split == "train" and self.stride else self.length

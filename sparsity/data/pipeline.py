@@ -292,9 +292,19 @@ def train_batches(
         indices = shuffled(len(split), seed, positions)
         if not source.augments:
             return source.model_input(split.take(indices))
+        rows = iter(zip(indices, positions.tolist(), strict=True))
+        first = {name: np.asarray(x) for name, x in prepared(*next(rows)).items()}
+        out = {name: np.empty((share, *x.shape), x.dtype) for name, x in first.items()}
+
+        def write(row: int, example: Batch) -> None:
+            for name, x in example.items():
+                out[name][row] = x
+
+        write(0, first)
+        # Each row is written when it is made: a list of them would be a second batch in memory.
         each = in_threads if isinstance(split, Lazy) else map
-        examples = list(each(prepared, indices, positions.tolist()))
-        return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+        list(each(lambda row, of: write(row, prepared(*of)), range(1, share), rows))
+        return out
 
     size = share * sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in source.inputs.values())
     ahead = min(4 * max(threads, 1), max(_AHEAD // size, 2))

@@ -109,7 +109,6 @@ def calibration(subject: Subject) -> Result:
         return Result((nothing("ece", "share"), nothing("ece_adaptive", "share"), nothing("brier", "")))
     sure = lambda logits, _: np.minimum(np.exp(log_softmax(logits).max(-1)), 1.0)
     confidence = by_rows(sure, clean.logits, clean.labels)
-    draws = np.random.default_rng(subject.seed).integers(0, n, (_RESAMPLES, n))
     by = f"of (n_bin/n) |accuracy - mean confidence|; standard error by {_RESAMPLES} bootstrap resamples of examples"
     measures = []
     for name, error, rule in (
@@ -121,7 +120,10 @@ def calibration(subject: Subject) -> Result:
         ),
     ):
         value = error(confidence, clean.correct, bins)
-        se = float(np.std([error(confidence[i], clean.correct[i], bins) for i in draws], ddof=1))
+        # One resample after the other: all indices of ImageNet's would be 400 MB.
+        rng = np.random.default_rng(subject.seed)
+        resamples = (rng.integers(0, n, n) for _ in range(_RESAMPLES))
+        se = float(np.std([error(confidence[i], clean.correct[i], bins) for i in resamples], ddof=1))
         measures.append(Measure(name, value, se, n, f"expected calibration error: sum over {rule} {by}"))
     text = "Brier's score: mean over examples of the sum over classes of (probability - 1 for the label, else 0)^2"
     measures.append(Measure("brier", *mean_and_se(by_rows(brier, clean.logits, clean.labels)), n, text, ""))

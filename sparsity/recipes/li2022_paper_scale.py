@@ -1,8 +1,8 @@
 """Li et al. 2022 at the paper's scale, but for T5: ViT, MLP-Mixer and ResNet on ImageNet, BERT on text.
 
 Images are those of TFDS unless `data.path` names class folders; `data.rand_augment`, `data.crop`, `data.flip` and
-`evals.imagenet_c` can be set. Batches of 4096 images of 224 pixels are 2.3 GiB each, and up to two are read ahead.
-Nobody has run these at their full size here.
+`evals.imagenet_c` can be set. Batches of 4096 images of 224 pixels are 2.3 GiB each; two are read ahead, made at once,
+and one is in use. Nobody has run these at their full size here.
 """
 
 from __future__ import annotations
@@ -44,12 +44,13 @@ def vit_imagenet(size: str = "B/16") -> ConfigDict:
 def vit_imagenet21k(size: str = "B/16") -> ConfigDict:
     """A ReLU ViT trained on ImageNet-21k (Li et al. 2022, App. A.2; Dosovitskiy et al. 2021, App. B.1).
 
-    90 epochs of batches of 4096; AdamW from 1e-3 to 1e-5 in a line, after 10,000 steps of warm-up; weight decay .03
-    times the rate, gradients clipped to norm 1, dropout .1; a tanh layer in front of the head, whose biases start at
-    -10.
+    90 epochs of batches of 4096; AdamW from 1e-3 in a line, after 10,000 steps of warm-up; weight decay .03 times the
+    rate, dropout .1; a tanh layer in front of the head.
 
-    assumed: as `vit_imagenet`, but for the tanh layer. assumed: softmax cross-entropy, to which biases that are all
-    -10 are as good as 0; they matter to a loss of each class alone. assumed: evaluators see 10,000 images of a split.
+    assumed: as `vit_imagenet`, but for the tanh layer. assumed: the line ends at 1e-5 and the head's biases start at
+    -10, as in the authors' code; gradients clipped to norm 1, which they report for ImageNet-1k. assumed: softmax
+    cross-entropy, to which biases that are all -10 are as good as 0; they matter to a loss of each class alone.
+    assumed: evaluators see 10,000 images of a split.
 
     Args:
       size: "SIZE/PATCH" of `VIT_SIZES`.

@@ -7,8 +7,8 @@ from sparsity.convert.checkpoints import check_images, images_of, open_checkpoin
 from sparsity.convert.tensors import Opened, Tensor
 
 
-def opened(classes=10, image=(32, 32, 3), tensors=()):
-    return Opened(None, None, classes, dict(tensors), lambda name: False, image=image)
+def opened(classes=10, image=(32, 32, 3), tensors=(), pixels=None):
+    return Opened(None, None, classes, dict(tensors), lambda name: False, image=image, pixels=pixels)
 
 
 @pytest.mark.parametrize(
@@ -47,3 +47,14 @@ def test_data_fit_the_head_and_the_positions():
         check_images(opened(), (32, 32, 3), 7)
     with pytest.raises(ConfigError, match=r"^--data: has images of 28x28x1, and the checkpoint reads 32x32x3$"):
         check_images(opened(tensors=learned), (28, 28, 1), 10)
+
+
+def test_pixels_are_scaled_as_the_checkpoints_were_where_the_source_can_and_nobody_says_otherwise():
+    taken = lambda theirs, name, **settings: images_of(opened(pixels=theirs), name, settings).get("pixels")
+    assert taken("standardised", "imagenet2012") == "standardised"  # whose own are signed
+    assert taken("signed", "image_folder", path="photos") == "signed"
+    assert taken("signed", "image_folder", path="photos", pixels="unit") == "unit"
+    assert taken("signed", "cifar10") is None  # it has no such scale
+    assert taken(None, "imagenet2012") is None
+    with pytest.raises(ConfigError, match=r'^unknown --data "imagenet"; did you mean "imagenet2012"'):
+        images_of(opened(), "imagenet", {})

@@ -3,6 +3,9 @@
 test_peer_text.py keeps the golden values true.
 """
 
+import shutil
+
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -66,6 +69,8 @@ REFUSED = [
     ("gpt2", {"layer_norm_epsilon": 1e-6}, r"layer_norm_epsilon 1e-06 is not the 1e-05 of the model here"),
     ("gpt2", {"activation_function": "mish"}, r'unknown activation of config.json "mish"; did you mean "swish"'),
     ("gpt2", {"embd_pdrop": 0.0}, r"resid_pdrop 0.1, embd_pdrop 0.0, attn_pdrop 0.1 differ"),
+    ("gpt2", {"tie_word_embeddings": False}, r"tie_word_embeddings False is not the True of the model here"),
+    ("bert", {"tie_word_embeddings": False}, r"tie_word_embeddings False is not the True of the model here"),
     ("bert", {"hidden_act": "relu"}, r"hidden_act relu is not the gelu of the model here"),
     ("llama", {"attention_bias": True}, r"attention_bias True is not the False of the model here"),
     ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, r'rotations of the kind "llama3"'),
@@ -88,3 +93,21 @@ def test_a_tensor_that_is_missing_or_too_many_names_itself(tmp_path):
     drop = lambda name: name.replace("layers.1.mlp.up_proj", "layers.1.mlp.up")
     with pytest.raises(ConfigError, match=r"has no tensor model\.layers\.1\.mlp\.up_proj\.weight"):
         texts.params_of(opened("llama", tmp_path / "missing", rename=drop))
+
+
+def test_a_bfloat16_checkpoint_becomes_float32_parameters(tmp_path):
+    exact = texts.tensors_of("llama")
+    rounded = {name: x.astype(ml_dtypes.bfloat16) for name, x in exact.items()}
+    images.write_safetensors(tmp_path, rounded, texts.CONFIGS["llama"])
+    _, params = texts.params_of(texts.OPEN["llama"](tmp_path))
+    kernel = params["block_1"]["mlp"]["wo"]["kernel"]
+    assert kernel.dtype == np.float32
+    np.testing.assert_array_equal(kernel, rounded["model.layers.1.mlp.down_proj.weight"].T.astype(np.float32))
+    assert (kernel != exact["model.layers.1.mlp.down_proj.weight"].T).any()
+
+
+def test_a_tensor_in_two_files_is_refused(tmp_path):
+    images.write_safetensors(tmp_path, texts.tensors_of("llama"), texts.CONFIGS["llama"])
+    shutil.copy(tmp_path / "model.safetensors", tmp_path / "model.fp16.safetensors")
+    with pytest.raises(ConfigError, match=r"^--path: .* is in model\.fp16\.safetensors and in model\.safetensors"):
+        texts.OPEN["llama"](tmp_path)

@@ -173,8 +173,8 @@ def test_a_stream_holds_two_batches(split, monkeypatch):
     monkeypatch.setattr(Encoded, "take", lambda self, indices: made.append(len(indices)) or take(self, indices))
     batches = Stream(Plain(), split).batches(2)
     next(batches)
+    batches.close()  # waits for what was begun
     assert len(made) <= 2
-    assert sum(len(b["label"]) for b in batches) == 5
 
 
 def test_evaluation_batches_of_a_stream_are_padded(split):
