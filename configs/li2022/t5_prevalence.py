@@ -5,7 +5,8 @@ first and last layers denser), L2 (no dead units; most fire rarely).
 Command: python -m launch.reproduce --study=li2022/t5_prevalence --workdir=runs/li2022
 One run: python -m launch.train --config=configs/li2022/t5_prevalence.py:base --workdir=runs/one
 (`paper/base` at the paper's scale.)
-Hardware: 2 CPU cores, 9 runs; 26 minutes beside other work. At the paper's scale 4 runs of 100,000 steps on a TPU slice.
+Hardware: 2 CPU cores, 9 runs; 26 minutes beside other work. At the paper's scale 4 runs of 100,000 steps
+on a TPU slice.
 Expected: paper: 2.7% nonzero on average over the layers of T5-Base, from 1.1 to 12.0%. The embedded
 runs read a thirteen-thousandth of those tokens.
 assumed: nothing is printed about which 800 texts of C4 Fig. 3 counts on; here it is the held-out split, test (C4 has
