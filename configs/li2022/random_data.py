@@ -10,7 +10,7 @@ Hardware: 2 CPU cores, 189 runs; not measured yet, about 27 minutes by the steps
 Expected: paper: the curve over widths has one peak on random data, is near 0 on infinite data and falls on MNIST.
 assumed: the paper prints neither rates nor batch: .2 and .5 for SGD, .03 and .1 with momentum of .9, 1e-3 and 5e-3 for
 Adam, constant, batch 128; 200 epochs as in the paper.
-assumed: pixels are uniform in [0, 1], then standardised as the real ones are; weights and biases as torch starts them.
+assumed: random pixels are uniform, with mean 0 and deviation 1; weights and biases as torch starts them.
 assumed: (embedded) the 1,260 digits and widths 8 to 2,048, a factor of 4 apart: as many parameters an example (.5 to
 122) as the paper's widths 32 to 8,192 have on MNIST (.4 to 108); as many random images and widths 8 to 512, a factor of
 2 apart, so that the peak has a place; 32, 128 and 512 on infinite data; 32 and 512 at the larger rates.
