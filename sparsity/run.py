@@ -466,7 +466,8 @@ def _hooks(engine, checkpoints: Checkpoints, meta, writer: MetricsWriter, progre
             fractions.append(mean)
             q = float(stats.variance_sum / stats.examples)
             above = (stats.above_T / stats.examples).tolist()
-            layers[layer] = {"nonzero": mean, "se": se, "n": n, "above": above, "q": q}
+            z = float(stats.power_3xF[0].mean() / stats.tokens)  # over units and tokens
+            layers[layer] = {"nonzero": mean, "se": se, "n": n, "above": above, "q": q, "mean": z}
             layers[layer]["histogram"] = stats.histogram.tolist()
         writer.write("sparsity", step, layers=layers)
         writer.write("gradients", step, norms={name: norm.tolist() for name, norm in record.grad_norms.items()})

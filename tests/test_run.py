@@ -19,6 +19,7 @@ from sparsity import recipes
 from sparsity.checkpoint import Checkpoints
 from sparsity.config import ConfigError, config_hash, differences, to_dict
 from sparsity.evals import EVALS, TASKS
+from sparsity.layers.sparsify import HISTOGRAM_EDGES
 from sparsity.ops.noise import Gaussian
 from sparsity.ops.sparsifiers import Relu
 from sparsity.run import (
@@ -165,6 +166,10 @@ def test_a_run_finishes_with_every_record_once(finished):
         assert 0.3 < layer["nonzero"] < 0.7  # near one half at initialisation
         assert layer["n"] == 32
         assert sum(layer["histogram"]) == 32 * 4 * 32  # examples x tokens x units
+        inner, width = np.array(layer["histogram"][1:-1]), HISTOGRAM_EDGES[1] - HISTOGRAM_EDGES[0]
+        assert inner.sum() == 32 * 4 * 32  # no tails, so that the bins' centres are half a bin off at most
+        assert layer["mean"] == pytest.approx(inner @ (HISTOGRAM_EDGES[:-1] + width / 2) / inner.sum(), abs=width / 2)
+        assert layer["mean"] ** 2 < layer["q"]
 
 
 def test_every_measure_has_a_definition_and_an_error_or_is_exact(finished):

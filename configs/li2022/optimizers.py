@@ -47,11 +47,8 @@ def _run(network: str, optimizer: str, rate: float | None, seed: int) -> ConfigD
     if optimizer != "usual":
         config.steps = STEPS[network]
         return recipes.optimizer_arm(config, optimizer, rate, seed)
-    if network == "t5":
-        return recipes.t5_arm(config, seed=seed)
-    config = recipes.vit_arm(config, seed=seed)
-    config.evals.during = ("calibration",)  # as `table1` has it, whose runs these are
-    return config
+    # Those of `t5_prevalence` and of `table1`.
+    return (recipes.t5_arm if network == "t5" else recipes.vit_calibrated_arm)(config, seed=seed)
 
 
 def sweep(scale: str) -> list[ConfigDict]:

@@ -73,14 +73,16 @@ def pair(runs: Mapping[str, Run], block: str) -> tuple[Arm, Arm] | None:
 
 
 def accuracy_at(run: Run, steps: int) -> float:
-    """Accuracy on training batches over the last tenth of the first `steps` steps; 0 of a run that diverged.
-
-    A network whose loss is no number predicts nothing.
-    """
+    """Accuracy on training batches over the last tenth of the first `steps` steps; NaN of a run that diverged."""
     if diverged(run):
-        return 0.0
+        return math.nan
     values = [line["accuracy"] for line in records_of(run, "train") if 0.9 * steps <= line["step"] < steps]
     return float(np.mean(values)) if values else math.nan
+
+
+def sgd_accuracy_at(run: Run, steps: int) -> float:
+    """`accuracy_at`, but 0 of a run that diverged: whether SGD trains is the question, and there it did not."""
+    return 0.0 if diverged(run) else accuracy_at(run, steps)
 
 
 def _steps(run: Run) -> int:
@@ -93,12 +95,12 @@ def common_steps(runs: Mapping[str, Run], network: str) -> int:
 
 
 def best_rate(runs: Mapping[str, Run], network: str) -> float | None:
-    """SGD's rate with the highest mean of `accuracy_at`; None if SGD was not run."""
+    """SGD's rate with the highest mean of `sgd_accuracy_at`; None if SGD was not run."""
     found = {rate: s for (name, rate), s in transformers(runs).items() if name == network and rate is not None}
     if not found:
         return None
     steps = common_steps(runs, network)
-    return max(found, key=lambda rate: np.mean([accuracy_at(r, steps) for r in found[rate].values()]))
+    return max(found, key=lambda rate: np.mean([sgd_accuracy_at(r, steps) for r in found[rate].values()]))
 
 
 def table(records: Sequence[Record]) -> list[Row]:
@@ -139,7 +141,9 @@ def by_block(runs: Runs) -> Drawing:
     for row, block in zip(axes, BLOCKS, strict=True):
         for axis, (kind, of) in zip(row, KINDS.items(), strict=True):
             for arm, color, label in zip(pair(runs, block) or (), ("C0", "C3"), ("SGD", "Adam"), strict=False):
-                values = [100 * of(view) for view in by_arm(runs)[arm].values()]
+                values = [100 * of(view) for view in by_arm(runs)[arm].values() if not diverged(view)]
+                if not values:
+                    continue
                 axis.plot(np.mean(values, 0), "-", color=color, label=f"{label}, {arm.rate:g}")
                 for v in values:
                     axis.plot(v, "o", color=color, ms=3, alpha=0.6)
@@ -151,7 +155,10 @@ def by_block(runs: Runs) -> Drawing:
 
 
 def training(runs: Runs) -> Drawing:
-    """Accuracy on training batches by step of a ViT and of a T5, by SGD at every rate and as usual, first seed."""
+    """Accuracy on training batches by step of a ViT and of a T5, by SGD at every rate and as usual, first seed.
+
+    A cross ends the curve of a run that diverged.
+    """
     figure, axes = draw.panels(1, len(LEARNS))
     found = transformers(runs)
     for axis, network in zip(axes, LEARNS, strict=True):
@@ -169,9 +176,12 @@ def training(runs: Runs) -> Drawing:
 
 
 def _curve(axis, of_seed: Mapping[int, RunView], steps: int, color, label: str) -> None:
-    lines = [line for line in next(iter(of_seed.values())).records("train") if line["step"] < steps]
+    view = next(iter(of_seed.values()))
+    lines = [line for line in view.records("train") if line["step"] < steps]
     x, y = draw.smoothed([line["step"] for line in lines], [line["accuracy"] for line in lines], 25)
     axis.plot(x, 100 * y, color=color, label=label)
+    if diverged(view) and view.outcome.step < steps:
+        axis.plot(x[-1:], 100 * y[-1:], "x", color=color)
 
 
 def findings(records: Sequence[Record]) -> list[str]:
@@ -188,11 +198,15 @@ def findings(records: Sequence[Record]) -> list[str]:
         )
     for network in LEARNS:
         rate = best_rate(runs, network)
-        if rate is not None and (network, "usual", None) in rows:
-            sgd, usual = rows[network, "sgd", rate], rows[network, "usual", None]
+        if rate is not None and (network, None) in transformers(runs):
+            steps = common_steps(runs, network)
+            sgd, usual = (
+                percent(or_none(float(np.mean([at(r, steps) for r in transformers(runs)[network, arm].values()]))))
+                for at, arm in ((sgd_accuracy_at, rate), (accuracy_at, None))
+            )
             out.append(
-                f"{network}: SGD at its best rate, {rate:g}, has {percent(sgd['train'])} of the training batches right "
-                f"at step {common_steps(runs, network):,}, the usual optimizer {percent(usual['train'])}."
+                f"{network}: SGD at its best rate, {rate:g}, has {sgd} of the training batches right at step {steps:,} "
+                f"(0 where it diverged), the usual optimizer {usual}."
             )
     return out
 
@@ -210,7 +224,10 @@ def _adam_less_sgd(block: str, value: Callable[[np.ndarray], float], of: Callabl
 
 
 def _falls_short(network: str) -> Callable[..., Effect]:
-    """Training accuracy of SGD at its best rate less the usual optimizer's at that step, by seed."""
+    """Training accuracy of SGD at its best rate less the usual optimizer's at that step, by seed.
+
+    Not testable where the usual optimizer has not learnt, over the seeds where it did not diverge; NaN where it did.
+    """
 
     def measure(records: Sequence[Record]) -> Effect:
         runs = named(records)
@@ -218,13 +235,16 @@ def _falls_short(network: str) -> Callable[..., Effect]:
         if rate is None or not usual:
             return Effect.untestable(f"the {network} was not trained by both")
         steps = common_steps(runs, network)
-        learnt = float(np.mean([accuracy_at(r, steps) for r in usual.values()]))
-        if learnt < LEARNS[network]:
+        done = [accuracy_at(r, steps) for r in usual.values() if not diverged(r)]
+        if not done:
+            return Effect.untestable(f"the usual optimizer of the {network} diverged")
+        if (learnt := float(np.mean(done))) < LEARNS[network]:
             return Effect.untestable(
                 f"by step {steps} the usual optimizer has {learnt:.2f} of the training batches right"
             )
         sgd = transformers(runs)[network, rate]
-        return Effect.of([accuracy_at(sgd[s], steps) - accuracy_at(usual[s], steps) for s in sorted({*sgd} & {*usual})])
+        seeds = sorted({*sgd} & {*usual})
+        return Effect.of([sgd_accuracy_at(sgd[s], steps) - accuracy_at(usual[s], steps) for s in seeds])
 
     return measure
 
@@ -251,9 +271,9 @@ CLAIMS = (
                 f"L16.output.{block}",
                 figure,
                 f"at their outputs they are equal, to three points ({block})",
-                f"|{_LESS}, at the outputs, mean over blocks|",
+                f"|{_LESS}| at the outputs, mean over blocks",
                 SAME,
-                _adam_less_sgd(block, lambda gap: abs(float(gap.mean())), output),
+                _adam_less_sgd(block, lambda gap: float(np.abs(gap).mean()), output),
             ),
         )
     ),
@@ -290,4 +310,5 @@ OPTIMIZERS = Study(
     figures={"Nonzeros by block": by_block, "Transformers trained by SGD": training},
     claims=CLAIMS,
     table=table,
+    draws_diverged=True,
 )

@@ -13,15 +13,27 @@ from sparsity.studies import draw
 from sparsity.studies.draw import Drawing, Runs
 from sparsity.studies.judge import Claim, Effect
 from sparsity.studies.li2022.runs import train_accuracy, trajectory
-from sparsity.studies.records import Run, across, decades, grid_by, measured, named, or_none, percent, standard_error
+from sparsity.studies.records import (
+    Run,
+    across,
+    decades,
+    diverged,
+    grid_by,
+    measured,
+    named,
+    or_none,
+    percent,
+    standard_error,
+)
 from sparsity.studies.runner import Record, Row, Study
 
 DATA = {"real": "real data", "random": "random data", "infinite": "infinite random data"}
 OPTIMIZERS = {"sgd": "SGD", "momentum": "SGD with momentum", "adam": "Adam"}
 FITS = 0.9  # accuracy on training batches from which on a network fits its data: the interpolation threshold
 NOTHING = 0.05  # share of nonzeros that is "close to 0"
-CLOSE = 1.5  # steps of width: the next one is close to the threshold, the one after is not
+CLOSE = 1.0  # log2 of widths: within a factor of two
 _NAME = re.compile(rf"^mlp(\d+)_\w+?_({'|'.join(DATA)})_({'|'.join(OPTIMIZERS)})_rate([\d.e-]+)_seed(\d+)$")
+Widths = Mapping[int, Mapping[int, Run]]  # one curve's: width, narrow first -> seed -> run
 
 
 class Curve(NamedTuple):
@@ -131,27 +143,42 @@ def findings(records: Sequence[Record]) -> list[str]:
     return out
 
 
-def threshold(accuracies: Sequence[float]) -> int:
-    """Place of the narrowest network that fits its data, of training accuracies by width; their number if none does."""
-    return next((i for i, accuracy in enumerate(accuracies) if accuracy >= FITS), len(accuracies))
+def _finished(of_width: Widths, seed: int | None = None) -> list[list[Run]]:
+    """By width, the runs that did not diverge; of all seeds but `seed`."""
+    return [[r for s, r in of_seed.items() if s != seed and not diverged(r)] for of_seed in of_width.values()]
 
 
-def fitted(of_width: Mapping[int, Mapping[int, Run]]) -> str | None:
-    """What is amiss if the threshold is not within the widths: the narrowest network fits, or the widest does not."""
-    at = threshold([float(np.mean([train_accuracy(r) for r in s.values()])) for s in of_width.values()])
-    return "the narrowest network fits them" if at == 0 else "no network fits them" if at == len(of_width) else None
+def threshold(widths: Sequence[int], accuracies: Sequence[float]) -> float:
+    """log2 of the width at which training accuracies, by width, first reach `FITS`.
+
+    Accuracy is taken as linear in log2 of the width between two networks. NaN where it is reached by no network, or by
+    the narrowest, so that the threshold lies outside of the widths.
+    """
+    at = next((i for i, accuracy in enumerate(accuracies) if accuracy >= FITS), 0)
+    if at == 0:
+        return math.nan
+    low, high = accuracies[at - 1 : at + 1]
+    below, above = np.log2(widths[at - 1 : at + 1])
+    return float(below + (FITS - low) / (high - low) * (above - below))
 
 
-def unfitted(of_width: Mapping[int, Mapping[int, Run]]) -> str | None:
+def fitted(of_width: Widths) -> str | None:
+    """What is amiss if the threshold is not within the widths: the narrowest network fits, or none does."""
+    fits = [bool(runs) and np.mean([train_accuracy(r) for r in runs]) >= FITS for runs in _finished(of_width)]
+    return "the narrowest network fits them" if fits[0] else None if any(fits) else "no network fits them"
+
+
+def unfitted(of_width: Widths) -> str | None:
     """What is amiss if the narrowest network does not fit its data."""
-    least = float(np.mean([train_accuracy(r) for r in next(iter(of_width.values())).values()]))
+    runs = _finished(of_width)[0]
+    least = float(np.mean([train_accuracy(r) for r in runs])) if runs else math.nan
     return f"the narrowest network has only {least:.2f} of them right" if least < FITS else None
 
 
 def _curve(
-    data: str, optimizer: str, value: Callable[[Sequence[Run]], float], amiss: Callable = lambda of_width: None
+    data: str, optimizer: str, value: Callable[[Widths, int], float], amiss: Callable = lambda of_width: None
 ) -> Callable[..., Effect]:
-    """`value` of a seed's runs of one curve, narrow first, at the smaller rate. Not testable where `amiss` says why."""
+    """`value` of one curve's runs and a seed, at the smaller rate. Not testable where `amiss` says why."""
 
     def measure(records: Sequence[Record]) -> Effect:
         runs = named(records)
@@ -161,20 +188,41 @@ def _curve(
             return Effect.untestable(f"fewer than three widths were trained on {DATA[data]} by {optimizer}")
         if (why := amiss(of_width)) is not None:
             return Effect.untestable(f"{DATA[data]}: {why}")
-        return across({f"width {width}": s for width, s in of_width.items()}, lambda *r: value(r))
+        groups = {f"width {width}": of_seed for width, of_seed in of_width.items()}
+        return across(groups, lambda *runs: value(of_width, runs[0].config.seed))
 
     return measure
 
 
-def hump(runs: Sequence[Run]) -> float:
-    """Share of the densest network between the narrowest and the widest, less the larger of these two's."""
-    shares = [share(r) for r in runs]
-    return max(shares[1:-1]) - max(shares[0], shares[-1])
+def _by_width(of: Callable[[Run], float], of_width: Widths, seed: int) -> list[float]:
+    """`of` of a seed's runs, narrow first."""
+    return [of(of_seed[seed]) for of_seed in of_width.values()]
 
 
-def from_threshold(runs: Sequence[Run]) -> float:
-    """Steps of width between the densest network and the narrowest that fits its data."""
-    return abs(int(np.argmax([share(r) for r in runs])) - threshold([train_accuracy(r) for r in runs]))
+def hump(of_width: Widths, seed: int) -> float:
+    """Share at the densest width but the narrowest and the widest, less the larger of these two's.
+
+    Which width is densest is read off the other seeds' means: the best of a seed's own would be high by its noise.
+    NaN, which is no evidence, without another seed at every width.
+    """
+    others = _finished(of_width, seed)[1:-1]
+    if not all(others):
+        return math.nan
+    densest = 1 + int(np.argmax([np.mean([share(r) for r in runs]) for runs in others]))
+    shares = _by_width(share, of_width, seed)
+    return shares[densest] - max(shares[0], shares[-1])
+
+
+def from_threshold(of_width: Widths, seed: int) -> float:
+    """|log2| of the densest network's width over that of the `threshold`; NaN where the seed has none."""
+    densest = list(of_width)[int(np.argmax(_by_width(share, of_width, seed)))]
+    return abs(math.log2(densest) - threshold(list(of_width), _by_width(train_accuracy, of_width, seed)))
+
+
+def slope(of_width: Widths, seed: int) -> float:
+    """Slope of log share on log width, least squares: decades a decade. NaN unless all shares are positive."""
+    logs = [decades(value, 1) for value in _by_width(share, of_width, seed)]
+    return float(np.polyfit(np.log10(list(of_width)), logs, 1)[0]) if np.isfinite(logs).all() else math.nan
 
 
 def _fall(run: Run) -> float:
@@ -182,22 +230,31 @@ def _fall(run: Run) -> float:
 
 
 def _larger_rate(optimizer: str) -> Callable[..., Effect]:
-    """Share at the larger rate less that at the smaller, mean over data and the widths run at the larger, by seed."""
+    """log10 of the share at the larger rate over that at the smaller, by seed.
+
+    Mean over the widths run at both; of the data where it is largest.
+    """
 
     def measure(records: Sequence[Record]) -> Effect:
         runs = named(records)
         found, both = curves(runs), rates(runs, optimizer)
         if len(both) < 2:
             return Effect.untestable(f"{optimizer} was run at fewer than two rates")
+        of = lambda data, rate: found.get(Curve(data, optimizer, rate), {})
+        pairs = [(data, width) for data in DATA for width in of(data, both[-1])]
         groups = {
-            f"{DATA[data]}, width {width}, rate {rate:g}": found.get(Curve(data, optimizer, rate), {}).get(width, {})
-            for data in DATA
-            for width in found.get(Curve(data, optimizer, both[-1]), {})
+            f"{DATA[data]}, width {width}, rate {rate:g}": of(data, rate).get(width, {})
+            for data, width in pairs
             for rate in (both[0], both[-1])
         }
-        return across(
-            groups, lambda *r: float(np.mean([share(b) - share(a) for a, b in zip(r[::2], r[1::2], strict=True)]))
-        )
+
+        def largest(*of_seed: Record) -> float:
+            ratios: dict[str, list[float]] = {}
+            for (data, _), small, large in zip(pairs, of_seed[::2], of_seed[1::2], strict=True):
+                ratios.setdefault(data, []).append(decades(share(large), share(small)))
+            return float(np.max([np.mean(values) for values in ratios.values()]))
+
+        return across(groups, largest)
 
     return measure
 
@@ -213,7 +270,7 @@ def _claims(optimizer: str) -> tuple[Claim, ...]:
             "hump",
             "Fig. E.1",
             "on random data the share rises with width and falls again",
-            f"{of}: the densest width but the narrowest and the widest, less the larger of these two",
+            f"{of}: the other seeds' densest width but the narrowest and the widest, less the larger of these two",
             "above",
             0.0,
             _curve("random", optimizer, hump, fitted),
@@ -221,9 +278,9 @@ def _claims(optimizer: str) -> tuple[Claim, ...]:
         claim(
             "threshold",
             "Fig. E.1",
-            "its peak is near the interpolation threshold: at the width where it is crossed, or next to it",
-            "steps of width (each a factor of four) from the densest network to the narrowest with a training accuracy "
-            f"of {FITS:g}, {OPTIMIZERS[optimizer]}",
+            "its peak is near the interpolation threshold: their widths are within a factor of two",
+            "|log2| of the densest network's width over that at which the training accuracy crosses "
+            f"{FITS:g}, {OPTIMIZERS[optimizer]}",
             "below",
             CLOSE,
             _curve("random", optimizer, from_threshold, fitted),
@@ -231,35 +288,35 @@ def _claims(optimizer: str) -> tuple[Claim, ...]:
         claim(
             "infinite",
             "Fig. E.1",
-            "on infinite data it is close to 0: below 5%",
-            f"{of}, infinite random data, mean over widths",
+            "on infinite data it is close to 0 at every width: below 5%",
+            f"{of}, infinite random data, largest over widths",
             "below",
             NOTHING,
-            _curve("infinite", optimizer, lambda runs: float(np.mean([share(r) for r in runs]))),
+            _curve("infinite", optimizer, lambda *of: float(np.max(_by_width(share, *of)))),
         ),
         claim(
             "infinite_falls",
             "Fig. E.1",
-            "at least it falls",
-            f"{of}, infinite random data, less that at the start, mean over widths",
+            "at least it falls at every width",
+            f"{of}, infinite random data, less that at the start, largest over widths",
             "below",
             0.0,
-            _curve("infinite", optimizer, lambda runs: float(np.mean([_fall(r) for r in runs]))),
+            _curve("infinite", optimizer, lambda *of: float(np.max(_by_width(_fall, *of)))),
         ),
         claim(
             "real",
             "Fig. E.1",
             "on real data, which networks of all widths fit, it falls with width",
-            f"log10 of the {of}, of the widest network over the narrowest's",
+            f"slope of log {of}, on log width, least squares over widths",
             "below",
             0.0,
-            _curve("real", optimizer, lambda runs: decades(share(runs[-1]), share(runs[0])), unfitted),
+            _curve("real", optimizer, slope, unfitted),
         ),
         claim(
             "rate",
             "Fig. E.2",
-            "a larger learning rate makes networks sparser",
-            f"{of}: at the larger rate less that at the smaller, mean over data and widths",
+            "a larger learning rate makes networks sparser on all three data",
+            f"log10 of the {of}, at the larger rate over that at the smaller, mean over widths, largest over data",
             "below",
             0.0,
             _larger_rate(optimizer),

@@ -137,7 +137,7 @@ def ends(tmp_path):
                 lines.append({"kind": "train", "step": step} | measured)
                 layers = {n: {"nonzero": share(n, t)} for n in names}
                 for n in names if "z" in got else ():
-                    layers[n]["histogram"] = histogram_of_mean(got["z"](n, t))
+                    layers[n] |= {"mean": got["z"](n, t), "histogram": histogram_of_mean(got["z"](n, t))}
                 lines.append({"kind": "sparsity", "step": step, "layers": layers})
             files = Workdir(tmp_path / study / config.name)
             files.path.mkdir(parents=True)

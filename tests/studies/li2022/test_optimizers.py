@@ -11,6 +11,7 @@ from sparsity.studies.li2022.optimizers import (
     common_steps,
     findings,
     pair,
+    sgd_accuracy_at,
     table,
     transformer_and_seed,
     transformers,
@@ -83,12 +84,49 @@ def test_a_rate_of_adam_that_diverged_is_not_chosen_and_one_of_sgd_s_counts_as_n
     broken = ("resnet_basic_w8_digits_adam_rate0.003_seed2", "t5_text_momentum_rate0.1_seed0")
     runs = named(records := ends(STUDY, network(as_in_the_paper), broken=broken))
     assert pair(runs, "basic")[1].rate != 3e-3
-    assert accuracy_at(runs[broken[1]], 800) == 0
+    assert sgd_accuracy_at(runs[broken[1]], 800) == 0
     # .32 + .32 + 0 over three seeds is more than a fifth: that rate is still the best, further behind.
     assert best_rate(runs, "t5") == 0.1
     assert verdicts(OPTIMIZERS, records)["L16.t5"] == "undecided"
     row = next(r for r in table(records) if (r["network"], r["rate"]) == ("t5", 0.1))
     assert (row["n"], row["diverged"]) == (2, 1)
+    assert row["train"] == pytest.approx(0.32015)
+    # The sentence says what the claim is judged by.
+    assert "t5: SGD at its best rate, 0.1, has 21.3% of the training batches right at step 800" in findings(records)[3]
+
+
+def test_a_usual_optimizer_that_diverged_is_no_evidence(ends, verdicts):
+    broken = ("vit_digits_noise0_seed1", *(f"t5_text_d32_l2_f256_seed{seed}" for seed in range(3)))
+    records = ends(STUDY, network(as_in_the_paper), broken=broken)
+    assert np.isnan(accuracy_at(named(records)[broken[0]], 500))
+    found = verdicts(OPTIMIZERS, records)
+    assert (found["L16.vit"], found["L16.t5"]) == ("undecided", "not testable")
+    assert "the usual optimizer no value" in findings(records)[3]
+
+
+def test_outputs_that_differ_in_both_directions_are_not_equal(ends, verdicts):
+    """Their mean gap is 0."""
+    apart = lambda block, out: 0.1 * (-1) ** block if out else as_in_the_paper(block, out)
+    found = verdicts(OPTIMIZERS, ends(STUDY, network(apart)))
+    assert (found["L16.output.basic"], found["L16.output.bottleneck"]) == ("contradicted", "contradicted")
+
+
+def test_figures_draw_diverged_runs_to_where_they_end_and_no_share_of_theirs(ends, views):
+    broken = ("vit_digits_momentum_rate1_seed0", "resnet_basic_w8_digits_momentum_rate0.05_seed0")
+    runs = views(ends(STUDY, network(as_in_the_paper), broken=broken))
+    assert OPTIMIZERS.draws_diverged
+    vit, _ = OPTIMIZERS.figures["Transformers trained by SGD"](runs).figure.axes
+    assert [line.get_label() for line in vit.lines if line.get_marker() != "x"] == [
+        "SGD, 0.01",
+        "SGD, 0.1",
+        "SGD, 1",
+        "usual",
+    ]
+    (cross,) = [line for line in vit.lines if line.get_marker() == "x"]
+    assert (cross.get_xdata()[-1], cross.get_color()) == (vit.lines[2].get_xdata()[-1], vit.lines[2].get_color())
+    basic = OPTIMIZERS.figures["Nonzeros by block"](runs).figure.axes[0]
+    np.testing.assert_allclose(basic.lines[0].get_ydata(), 100 * (0.3 + 1.5e-4))
+    assert len(basic.lines) == 3 + 4
 
 
 def test_an_sgd_that_diverged_at_every_rate_trains_nothing(ends, verdicts):
