@@ -5,13 +5,15 @@ first and last layers denser), L2 (no dead units; most fire rarely).
 Command: python -m launch.reproduce --study=li2022/t5_prevalence --workdir=runs/li2022
 One run: python -m launch.train --config=configs/li2022/t5_prevalence.py:base --workdir=runs/one
 (`paper/base` at the paper's scale.)
-Hardware: 2 CPU cores, 9 runs; not measured yet. At the paper's scale 4 runs of 100,000 steps on a TPU slice.
+Hardware: 2 CPU cores, 9 runs, none of them another study's; about 20 minutes for all, two at a time, by the steps
+timed, not measured yet. At the paper's scale 4 runs of 100,000 steps on a TPU slice.
 Expected: paper: 2.7% nonzero on average over the layers of T5-Base, from 1.1 to 12.0%. The embedded
 runs read a three-thousandth of those tokens.
 assumed: nothing is printed about which 800 texts of C4 Fig. 3 counts on; here it is the held-out split, test (C4 has
 validation alone).
 assumed: (embedded) bytes, 64 inputs, batch 8, 2,000 steps, dropout 0, widths 32, 64 and 96 with 2, 4 and 6 layers.
 assumed: (paper) T5X's recipe of C4 with dropout .1; Fig. 3's network is the published multi-task one, ours is Fig. 1's.
+With one seed this scale draws figures and gives no verdicts.
 """
 
 from ml_collections import ConfigDict

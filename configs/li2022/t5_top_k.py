@@ -5,12 +5,12 @@ of networks narrower than T5-Base from d_ff / 48 on).
 Command: python -m launch.reproduce --study=li2022/t5_top_k --workdir=runs/li2022
 One run: python -m launch.train --config=configs/li2022/t5_top_k.py:base/16 --workdir=runs/one
 (`base/dense` without Top-k, `paper/large/64` at the paper's scale.)
-Hardware: 2 CPU cores, 15 runs, 3 of them `t5_prevalence`'s; not measured yet. At the paper's scale 21 runs of 100,000
-steps on a TPU slice.
+Hardware: 2 CPU cores, 15 runs, 3 of them `t5_prevalence`'s; about 30 minutes for the other 12, two at a time, by the
+steps timed, not measured yet. At the paper's scale 21 runs of 100,000 steps on a TPU slice.
 Expected: paper: from k = 64 on T5's accuracy is that of the dense network; T5-3B loses .3% at 128.
 assumed: accuracy is that of the next target token, padding left out; the paper's values are read off a figure.
 assumed: (embedded) the base of `t5_prevalence`, k of 8, 16, 32 and 128 of 512; 16 is the first above 512 / 48.
-assumed: (paper) k of 16 to 512 in powers of 2.
+assumed: (paper) k of 16 to 512 in powers of 2. With one seed this scale draws figures and gives no verdicts.
 """
 
 from ml_collections import ConfigDict
