@@ -5,7 +5,8 @@ weight costs clean accuracy). Beyond: L1 under label noise, which the paper trie
 Command: python -m launch.reproduce --study=li2022/penalties --workdir=runs/li2022
 One run: python -m launch.train --config=configs/li2022/penalties.py:l1/1e-05 --workdir=runs/one
 (`plain`, `PENALTY/WEIGHT`, `PENALTY/WEIGHT/NOISE`, `plain/NOISE`.)
-Hardware: 2 CPU cores, 55 runs, 15 of them `table1`'s; not measured yet, about an hour, 40 minutes as two --shard.
+Hardware: 2 CPU cores, 55 runs, 15 of them `table1`'s; about 35 minutes for the other 40, two at a time (--shard), by
+the steps timed, not measured yet.
 Expected: paper: clean accuracy 74.85% plain, 74.98, 74.55 and 73.21% with L1 at .80, .59 and .28 of the nonzeros; under
 Gaussian noise 39.54 against 42.78, 41.90 and 40.26%; ECE 8.42 against 6.86, 6.28 and 6.34%; L2 in `penalties.csv`.
 assumed: the paper's weights are .01, .1 and 1 of a reduction that it does not print. Here a weight is of the sum over

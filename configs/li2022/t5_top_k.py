@@ -10,7 +10,7 @@ paper's scale 21 runs of 100,000 steps on a TPU slice.
 Expected: paper: from k = 64 on T5's accuracy is that of the dense network; T5-3B loses .3% at 128.
 assumed: accuracy is that of the next target token, padding left out; the paper's values are read off a figure.
 assumed: (embedded) the base of `t5_prevalence`, k of 8, 16, 32 and 128 of 512; 16 is the first above 512 / 48.
-assumed: (paper) k of 16 to 512 in powers of 2.
+assumed: (paper) k of 16 to 512 in powers of 2. With one seed this scale draws figures and gives no verdicts.
 """
 
 from ml_collections import ConfigDict

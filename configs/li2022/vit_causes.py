@@ -6,13 +6,15 @@ sparser, the middle third at 10 to 20%; all far below the 50% of the start).
 Command: python -m launch.reproduce --study=li2022/vit_causes --workdir=runs/li2022
 One run: python -m launch.train --config=configs/li2022/vit_causes.py:labels/0.7 --workdir=runs/one
 (`plain`, `labels/SHARE`, `images`, `infinite`.)
-Hardware: 2 CPU cores, 18 runs, 3 of them `table1`'s; about 25 minutes, not measured yet.
+Hardware: 2 CPU cores, 18 runs, 3 of them `table1`'s; about 13 minutes for the other 15, two at a time, by the steps
+timed, not measured yet.
 Expected: paper: below 10% nonzero in every layer but the middle ones on infinite data, 10 to 20%; read off a figure.
 assumed: (embedded) digits in place of ImageNet-21k, `table1`'s ViT, 2,000 steps; a layer of its 4 stands for 3 of the
 paper's 12, those around its own depth.
 assumed: the paper's sentence on 100% of random labels compares with 70%; nonzeros are counted on training data, as in
 its Fig. 2a.
-assumed: pixels are uniform in [0, 1], standardised as those of the digits are, and not moved by a pixel as those are.
+assumed: random pixels are uniform with mean 0, as the paper's, and deviation 1 (the paper's [-1, 1]: .58), and images
+are not moved by a pixel as those of the digits are.
 assumed: the paper's own scale is not here yet: there is no ImageNet.
 """
 

@@ -5,7 +5,8 @@ Claim: L6 (ViT's part: accuracy on training and on held-out images within a poin
 Command: python -m launch.reproduce --study=li2022/vit_top_k --workdir=runs/li2022
 One run: python -m launch.train --config=configs/li2022/vit_top_k.py:43 --workdir=runs/one
 (K, or `dense`.)
-Hardware: 2 CPU cores, 35 runs, 20 of them `table1`'s; 25 minutes for the other 15, not measured yet.
+Hardware: 2 CPU cores, 35 runs, 20 of them `table1`'s; about 13 minutes for the other 15, two at a time, by the
+steps timed, not measured yet.
 Expected: paper: at k = 256 about .3% below the dense ViT on ImageNet-21k; no numbers but the figure's at other k.
 assumed: (embedded) digits in place of ImageNet-21k, `table1`'s ViT of 512 units a layer; k of 5, 11, 21, 43, 85 and
 171, as many as 32, 64, 128, 256, 512 and 1,024 of 3,072: the figure's own are not known.

@@ -62,7 +62,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _InFrontOf(ImageSource):
-    """What stands in front of a source has its shapes, classes, units and, unless it says otherwise, augmentation.
+    """What stands in front of a source has its shapes, classes and, unless it says otherwise, units and augmentation.
 
     Attributes:
       of: the source, by name.
@@ -197,7 +197,7 @@ class Subset(_InFrontOf):
         if self.examples < 1:
             raise ValueError(f"examples: must be at least 1, got {self.examples}")
 
-    def load(self, split: str) -> Split:
+    def load(self, split: str) -> Split | Chosen | Lazy:
         """The named split of the source. Raises ConfigError if there is none, or fewer training examples."""
         whole = self.of.load(split)
         if split != "train":
@@ -205,7 +205,45 @@ class Subset(_InFrontOf):
         if self.examples > len(whole):
             raise ConfigError(f"data.examples: {self.examples} asked for, the train split has {len(whole)}")
         chosen = np.sort(np.argsort(drawn(self.seed, 0, np.arange(len(whole))), kind="stable")[: self.examples])
+        if isinstance(whole, Lazy):
+            return Chosen(whole, chosen)
         return Split(whole.images[chosen], whole.labels[chosen])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Chosen(Lazy):
+    """Some examples of a split whose images are made as they are asked for.
+
+    Attributes:
+      of: the split.
+      chosen: [n], the places of the examples in it.
+    """
+
+    of: Lazy
+    chosen: np.ndarray
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """That of the split."""
+        return self.of.image_shape
+
+    @property
+    def most(self) -> int | None:
+        """That of the split."""
+        return self.of.most
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __repr__(self) -> str:
+        return f"Chosen({self.of!r}, {len(self)}, {int(self.chosen.sum())})"
+
+    def __getitem__(self, i) -> Batch:
+        return self.of[int(self.chosen[i])]
+
+    def take(self, indices) -> Batch:
+        """One example, or those of an array of indices, stacked."""
+        return self.of.take(self.chosen[indices])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -213,15 +251,21 @@ class RandomImages(_InFrontOf):
     """Every image is one of independent uniform pixels, always the same; labels are those of the source.
 
     Training images are not augmented: shifted noise is other noise. Held-out images are drawn too, so that nothing but
-    the labels' frequencies can be known of them (Li et al. 2022, Fig. 5b).
+    the labels' frequencies can be known of them. Models read pixels with mean 0, as those in [-1, 1] of Li et al. 2022
+    (Fig. 5b), and deviation 1, whatever the units of the source.
     """
 
     augments: ClassVar[bool] = False
+    std: ClassVar[float] = 1.0  # of pixels as the model reads them
 
     def load(self, split: str) -> Drawn:
         """The named split. Raises ConfigError if there is none."""
         key, of = (self.seed, lookup(_SPLITS, split, "split")), self.of.load(split)
         return Drawn(self.image_shape, key, of.labels, of.most if isinstance(of, Lazy) else None)
+
+    def normalise(self, images: np.ndarray) -> np.ndarray:
+        """(x - 1/2) sqrt(12): uniform pixels with mean 0 and variance 1."""
+        return (images - np.float32(0.5)) * np.float32(math.sqrt(12))
 
     def augment(self, example: Batch, rng: np.random.Generator) -> Batch:
         """The example as it is."""
@@ -231,6 +275,8 @@ class RandomImages(_InFrontOf):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RandomData(RandomImages):
     """Images of independent uniform pixels, labels drawn uniformly, in the shape of a source whose data are not read.
+
+    Models read pixels with mean 0 and deviation 1, as of `RandomImages`.
 
     Attributes:
       examples: training examples, fixed; None: new ones for ever (Li et al. 2022, Fig. 5c, App. E), `ENDLESS` of them.

@@ -52,9 +52,24 @@ def diverged(run: Record | RunView) -> bool:
     return run.outcome.status == "diverged"
 
 
+def finished(of_seed: Mapping[int, Run]) -> list[Run]:
+    """The runs that did not diverge: what tables take means over."""
+    return [run for run in of_seed.values() if run.outcome.status == "finished"]
+
+
+def mean_over(runs: Sequence[Any], value: Callable[[Any], float]) -> float | None:
+    """A table's cell: the mean of `value` over runs; empty without a run, or where it is NaN of one."""
+    return or_none(float(np.mean([value(run) for run in runs]))) if runs else None
+
+
 def decades(value: float, base: float) -> float:
     """log10(value / base); NaN, which is no evidence, unless both are positive."""
     return math.log10(value / base) if value > 0 and base > 0 else math.nan
+
+
+def decades_each(values: Sequence[float], bases: Sequence[float]) -> np.ndarray:
+    """`decades` of each of `values` over its own of `bases`, as many; raises ValueError otherwise."""
+    return np.array([decades(value, base) for value, base in zip(values, bases, strict=True)])
 
 
 def across(groups: Mapping[str, Mapping[int, Record]], value: Callable[..., float]) -> Effect:

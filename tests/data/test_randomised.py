@@ -1,13 +1,16 @@
 import dataclasses
+import functools
 import itertools
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.stats import chisquare, kstest
 
 from sparsity.config import ConfigError, build
 from sparsity.data import SOURCES, randomised
 from sparsity.data.digits import Digits
+from sparsity.data.imagenet import ImageFolder
 from sparsity.data.mock import Mock
 from sparsity.data.pipeline import train_batches
 from sparsity.data.randomised import ENDLESS, NoisyLabels, RandomData, RandomImages, Subset, drawn
@@ -86,6 +89,19 @@ def test_random_images_are_fixed_and_uniform_and_keep_the_labels():
     assert source.model_input(train[7])["image"].shape == (8, 8, 1)
 
 
+@pytest.mark.parametrize("of", [DIGITS, Digits(pixels="unit")])
+@pytest.mark.parametrize("source", [RandomImages, functools.partial(RandomData, examples=1260)])
+def test_models_read_random_pixels_with_mean_zero_and_deviation_one_whatever_the_source(source, of):
+    source = source(of=of)
+    pixels = source.model_input(source.load("train").arrays())["image"]
+    n = pixels.size
+    # Four standard errors; that of the deviation of uniform numbers is sqrt((9/5 - 1) / 4 n).
+    assert abs(pixels.mean(dtype=np.float64)) < 4 / n**0.5
+    assert pixels.std(dtype=np.float64) == pytest.approx(source.std, abs=4 * (0.2 / n) ** 0.5)
+    assert np.abs(pixels).max() <= 3**0.5 + 1e-6
+    assert (pixels.dtype, source.std) == (np.float32, 1.0)
+
+
 def test_random_data_of_so_many_examples_come_again_and_endless_ones_do_not():
     fixed, endless = RandomData(of=DIGITS, examples=32), RandomData(of=DIGITS)
     images = lambda source, n: [b["image"] for b in itertools.islice(train_batches(source, 16, 0, 0), n)]
@@ -129,6 +145,27 @@ def test_a_subset_is_of_the_training_examples_alone_and_lies_in_a_larger_one():
     for split in ("validation", "test"):
         np.testing.assert_array_equal(Subset(of=DIGITS, examples=126).load(split).images, DIGITS.load(split).images)
     assert Subset(of=DIGITS, examples=126).augments
+
+
+def test_a_subset_of_images_that_are_not_in_memory_is_those_of_its_places(tmp_path):
+    for i in range(12):
+        folder = tmp_path / "train" / f"class{i % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9), (20 * i, 0, 0)).save(folder / f"{i}.png")
+    of = ImageFolder(path=str(tmp_path), classes=3, size=8)
+    whole, few = of.load("train"), Subset(of=of, examples=5).load("train")
+    reds = [round(255 * float(red) / 20) for red in few.arrays()["image"][:, 0, 0, 0]]
+    assert (len(few), len(set(reds)), few.image_shape, few.most) == (5, 5, (8, 8, 3), whole.most)
+    np.testing.assert_array_equal(few.arrays()["label"], np.array(reds) % 3)
+    expected = np.sort(np.argsort(drawn(0, 0, np.arange(12)))[:5])
+    np.testing.assert_array_equal(few.arrays()["image"], whole.take(expected)["image"])
+    np.testing.assert_array_equal(few.take(np.array([4, 1]))["image"], whole.take(expected[[4, 1]])["image"])
+    assert (few[2]["image"] == whole[expected[2]]["image"]).all()
+    assert repr(few) == f"Chosen({whole!r}, 5, {expected.sum()})"
+    batch = next(train_batches(Subset(of=of, examples=5), 5, 0, 0, process=0, processes=1))
+    assert sorted(batch["label"]) == sorted(few.arrays()["label"])
+    with pytest.raises(ConfigError, match="13 asked for, the train split has 12"):
+        Subset(of=of, examples=13).load("train")
 
 
 def test_endless_data_are_not_read_whole():

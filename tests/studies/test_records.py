@@ -23,6 +23,23 @@ def test_decades_of_what_is_not_positive_are_no_evidence():
     assert math.isnan(records.decades(math.nan, 1.0))
 
 
+def test_decades_are_each_value_s_over_its_own_base():
+    found = records.decades_each([1.0, 0.5, 0.3], [0.1, 5.0, 0.0])
+    assert found[:2] == pytest.approx([1, -1])
+    assert math.isnan(found[2])
+    with pytest.raises(ValueError, match="shorter"):
+        records.decades_each([1.0, 2.0], [1.0])
+
+
+def test_a_mean_is_over_runs_that_finished_and_empty_without_one():
+    runs = {0: ended(accuracy=0.5), 1: DIVERGED, 2: ended(accuracy=0.7)}
+    accuracy = lambda run: records.measured(run, "accuracy")
+    assert records.finished(runs) == [runs[0], runs[2]]
+    assert records.mean_over(records.finished(runs), accuracy) == pytest.approx(0.6)
+    assert records.mean_over(list(runs.values()), accuracy) is None
+    assert records.mean_over([], accuracy) is None
+
+
 def test_a_measure_that_was_not_taken_is_no_number():
     assert records.measured(ended(accuracy=0.5), "accuracy") == 0.5
     assert math.isnan(records.measured(ended(accuracy=0.5), "nll"))

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sparsity.studies.li2022.vits import Arm, by_arm, finished
-from sparsity.studies.records import Run, measured
+from sparsity.studies.li2022.vits import Arm, by_arm
+from sparsity.studies.records import Run, finished, measured
 
 TABLE_FILE = Path("configs/li2022/penalties.csv")  # as printed; studies run from the repository's root
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,12 +14,22 @@ from sparsity.studies import draw
 from sparsity.studies.draw import Drawing, Runs
 from sparsity.studies.judge import Claim, Effect
 from sparsity.studies.li2022.runs import train_accuracy, trajectory
-from sparsity.studies.records import Run, across, measured, named, or_none, percent, standard_error
+from sparsity.studies.li2022.vits import LEARNS
+from sparsity.studies.records import (
+    Run,
+    across,
+    decades_each,
+    finished,
+    mean_over,
+    measured,
+    named,
+    percent,
+    standard_error,
+)
 from sparsity.studies.runner import Record, Row, Study
 
 BLOCKS = ("basic", "bottleneck")
 DENSE = 0.1  # share of nonzeros that every layer of the paper's ResNets is above
-LEARNS = 0.5  # test accuracy from which on a network has learnt; chance is a tenth
 _NAME = re.compile(rf"^resnet_({'|'.join(BLOCKS)})_w(\d+)_.*?_(sgd|momentum|adam)_rate([\d.e-]+)_seed(\d+)$")
 
 
@@ -88,8 +99,8 @@ def table(records: Sequence[Record]) -> list[Row]:
     """
     rows = []
     for arm, of_seed in by_arm(named(records)).items():
-        runs = [r for r in of_seed.values() if r.outcome.status == "finished"]
-        mean = lambda value, runs=runs: or_none(float(np.mean([value(r) for r in runs]))) if runs else None
+        runs = finished(of_seed)
+        mean = functools.partial(mean_over, runs)
         row = {**arm._asdict(), "n": len(runs)}
         row["start"] = mean(lambda r: np.mean([v[0] for v in trajectory(r)[1].values()]))
         for kind, of in KINDS.items():
@@ -177,6 +188,16 @@ def _narrowest(block: str, value: Callable[[Record], float]) -> Callable[..., Ef
     return measure
 
 
+def _least_of_all_widths(block: str) -> Callable[..., Effect]:
+    def measure(records: Sequence[Record]) -> Effect:
+        arms = widths(named(records), block)
+        if not arms:
+            return Effect.untestable(f"no network of {block} blocks was run")
+        return over_arms(records, arms, lambda *runs: float(np.min([relus(run).min() for run in runs])))
+
+    return measure
+
+
 def _widest_over_narrowest(value: Callable[[np.ndarray, np.ndarray], float]) -> Callable[..., Effect]:
     """`value` of log10 of the widest network's shares over the narrowest's, inside [blocks] and at outputs [blocks]."""
 
@@ -184,9 +205,8 @@ def _widest_over_narrowest(value: Callable[[np.ndarray, np.ndarray], float]) -> 
         arms = widths(named(records), "basic")
         if len(arms) < 2:
             return Effect.untestable("fewer than two widths were run")
-        return over_arms(
-            records, (arms[0], arms[-1]), lambda a, b: value(*(np.log10(of(b) / of(a)) for of in KINDS.values()))
-        )
+        ratios = lambda a, b: value(*(decades_each(of(b), of(a)) for of in KINDS.values()))
+        return over_arms(records, (arms[0], arms[-1]), ratios)
 
     return measure
 
@@ -205,6 +225,7 @@ def _claim(id, where, statement, effect, side, threshold, measure, headline=Fals
     return Claim(id, where, statement, effect, "seed", side, threshold, measure, headline)
 
 
+_OF_NARROWEST = "held-out share of nonzeros of the narrowest network"
 _RATIO = "log10 of the held-out share of nonzeros of the widest network over the narrowest's"
 CLAIMS = (
     *(
@@ -214,17 +235,17 @@ CLAIMS = (
             _claim(
                 f"L14.dense.{block}",
                 figure,
-                f"ResNets of {block} blocks are above 10% everywhere",
-                "least held-out share of nonzeros of all ReLUs of the residual blocks",
+                f"ResNets of {block} blocks are above 10% everywhere, at every width",
+                "least held-out share of nonzeros of all ReLUs of the residual blocks, of networks of all widths",
                 "above",
                 DENSE,
-                _narrowest(block, lambda run: float(relus(run).min())),
+                _least_of_all_widths(block),
             ),
             _claim(
                 f"L14.output.{block}",
                 figure,
-                f"and sparser near the output ({block})",
-                "held-out share of nonzeros, mean over ReLUs: the last half of the blocks less the first",
+                f"the narrowest is sparser near the output ({block})",
+                f"{_OF_NARROWEST}, mean over ReLUs: the last half of the blocks less the first",
                 "below",
                 0.0,
                 _narrowest(block, lambda run: nearer_the_output(relus(run))),
@@ -232,8 +253,8 @@ CLAIMS = (
             _claim(
                 f"L14.inner.{block}",
                 figure,
-                f"ReLUs inside a block are sparser than its output ({block})",
-                "held-out share of nonzeros inside a block less that at its output, mean over blocks",
+                f"its ReLUs inside a block are sparser than the block's output ({block})",
+                f"{_OF_NARROWEST} inside a block less that at its output, mean over blocks",
                 "below",
                 0.0,
                 _narrowest(block, lambda run: float((inner(run) - output(run)).mean())),
@@ -241,8 +262,8 @@ CLAIMS = (
             _claim(
                 f"L14.every.{block}",
                 figure,
-                f"in every block ({block})",
-                "held-out share of nonzeros of the densest ReLU inside a block less that of its output, largest of all",
+                f"in every block of the narrowest network ({block})",
+                f"{_OF_NARROWEST} after the densest ReLU inside a block less that at its output, largest of all blocks",
                 "below",
                 0.0,
                 _narrowest(block, lambda run: float((relus(run)[:, :-1].max(1) - output(run)).max())),
@@ -276,7 +297,7 @@ CLAIMS = (
         f"{_RATIO}, largest over ReLUs but the very last",
         "below",
         0.0,
-        _widest_over_narrowest(lambda inside, outputs: float(max(inside.max(), outputs[:-1].max()))),
+        _widest_over_narrowest(lambda inside, outputs: float(np.max([*inside, *outputs[:-1]]))),
     ),
     _claim(
         "L14.last",

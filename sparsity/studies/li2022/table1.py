@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,13 +15,23 @@ from sparsity.data.corruptions import CORRUPTIONS, SEVERITIES
 from sparsity.studies import draw
 from sparsity.studies.draw import Drawing, Runs, RunView
 from sparsity.studies.judge import Claim, Effect
-from sparsity.studies.records import Run, across, grid_by, measured, named, or_none, records_of, standard_error
+from sparsity.studies.li2022.vits import LEARNS
+from sparsity.studies.records import (
+    Run,
+    across,
+    finished,
+    grid_by,
+    mean_over,
+    measured,
+    named,
+    records_of,
+    standard_error,
+)
 from sparsity.studies.runner import Record, Row, Study
 
 _NAME = re.compile(r"(?:_k(\d+))?_noise([\d.]+)_seed(\d+)$")
 PAPERS_K = 128 / 3072  # of d_ff
 SAME = 0.01  # of accuracy
-LEARNS = 0.5  # test accuracy from which on a clean network has learnt; chance is a tenth
 TABLE_FILE = Path("configs/li2022/table1.csv")  # as printed; studies run from the repository's root
 _PRINTED = {0.0: "natural", 0.4: "label_noise40", 0.8: "label_noise80"}  # its columns of accuracy, by share of noise
 
@@ -79,8 +90,8 @@ def table(records: Sequence[Record]) -> list[Row]:
     """
     rows, best, paper = [], papers_k(named(records)), printed()
     for (k, noise), of_seed in grid_by(arm_and_seed, named(records)).items():
-        runs = [r for r in of_seed.values() if r.outcome.status == "finished"]
-        mean = lambda value, runs=runs: or_none(float(np.mean([value(r) for r in runs]))) if runs else None
+        runs = finished(of_seed)
+        mean = functools.partial(mean_over, runs)
         theirs = paper[k is not None] if k in (None, best) else {}
         row = {"k": k, "noise": noise, "n": len(runs)}
         row["accuracy, paper"] = theirs.get(_PRINTED.get(noise))

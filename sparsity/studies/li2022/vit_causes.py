@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -20,13 +21,12 @@ from sparsity.studies.li2022.vits import (
     between,
     by_arm,
     end,
-    finished,
     layer_axis,
     over_arms,
     plot_layers,
     start,
 )
-from sparsity.studies.records import Run, decades, measured, or_none, percent, standard_error
+from sparsity.studies.records import Run, decades, finished, mean_over, measured, percent, standard_error
 from sparsity.studies.runner import Record, Row, Study
 
 FOUR, FIVE, EIGHT, NINE, OF = 4, 5, 8, 9, 12  # layers of the paper's ViT-B/16 where its sentences draw lines
@@ -77,7 +77,7 @@ def table(records: Sequence[Record]) -> list[Row]:
     rows, deepest = [], max((arm.layers for arm in by_arm(records)), default=0)
     for arm, of_seed in by_arm(records).items():
         runs = finished(of_seed)
-        mean = lambda value, runs=runs: or_none(float(np.mean([value(r) for r in runs]))) if runs else None
+        mean = functools.partial(mean_over, runs)
         row = {"random": cause(arm), "n": len(runs), "start": mean(lambda r: start(r).mean())}
         row["end"], row["se"] = mean(lambda r: end(r).mean()), standard_error([end(r).mean() for r in runs])
         for i in range(deepest):

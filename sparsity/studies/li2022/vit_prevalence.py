@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 
@@ -16,14 +17,13 @@ from sparsity.studies.li2022.vits import (
     Arm,
     by_arm,
     end,
-    finished,
     held_out,
     layer_axis,
     over_arms,
     plot_layers,
     start,
 )
-from sparsity.studies.records import Run, decades, measured, or_none, percent, standard_error
+from sparsity.studies.records import Run, decades, decades_each, finished, mean_over, measured, percent, standard_error
 from sparsity.studies.runner import Record, Row, Study
 
 PAPER = 0.063  # share of nonzeros of ViT-B/16 at the end of training on ImageNet-21k, mean over layers (abstract)
@@ -42,6 +42,10 @@ def few_and_all(runs: Iterable[Run]) -> tuple[Arm, Arm] | None:
     return next((pair for pair in pairs if pair[0] in arms), None)
 
 
+def _size(arm: Arm) -> str:
+    return f"{arm.layers} layers of d_ff {arm.d_ff}"
+
+
 def table(records: Sequence[Record]) -> list[Row]:
     """Nonzeros of every size and data set, means over n seeds.
 
@@ -52,7 +56,7 @@ def table(records: Sequence[Record]) -> list[Row]:
     rows = []
     for arm, of_seed in by_arm(records).items():
         runs = finished(of_seed)
-        mean = lambda value, runs=runs: or_none(float(np.mean([value(r) for r in runs]))) if runs else None
+        mean = functools.partial(mean_over, runs)
         row = {"d_model": arm.d_model, "layers": arm.layers, "d_ff": arm.d_ff, "examples": arm.examples}
         row |= {"n": len(runs), "start": mean(lambda r: start(r).mean()), "end": mean(lambda r: end(r).mean())}
         row["se"] = standard_error([end(r).mean() for r in runs])
@@ -75,7 +79,7 @@ def nonzero_by_step(runs: Runs) -> Drawing:
         for i, (name, values) in enumerate(by_layer.items()):
             axis.plot(steps, 100 * values, color=draw.color(i, len(by_layer)), label=name)
         axis.axhline(100 * PAPER, color="k", ls="--", lw=0.8)
-        axis.set(title=f"{arm.layers} layers of d_ff {arm.d_ff}", xlabel="step", yscale="log", ylim=(1, 100))
+        axis.set(title=_size(arm), xlabel="step", yscale="log", ylim=(1, 100))
         axis.set_yticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
         axis.legend()
     axes[0].set_ylabel("nonzero (%)")
@@ -87,8 +91,7 @@ def by_size(runs: Runs) -> Drawing:
     figure, (axis,) = draw.panels(1, 1)
     found = sizes(runs.values())
     for i, (arm, of_seed) in enumerate(found.items()):
-        label = f"{arm.layers} layers of d_ff {arm.d_ff}"
-        plot_layers(axis, of_seed.values(), held_out, draw.color(i, len(found)), label)
+        plot_layers(axis, of_seed.values(), held_out, draw.color(i, len(found)), _size(arm))
     layer_axis(axis, "test images")
     axis.set_ylabel("nonzero (%)")
     draw.legend_beside(axis)
@@ -98,18 +101,21 @@ def by_size(runs: Runs) -> Drawing:
 def train_and_test(runs: Runs) -> Drawing:
     """Fig. 2b, there of T5: nonzeros of each layer on the last training batch (line) and on test images (dots).
 
-    By size (log y); all seeds.
+    By size (log y); all seeds, of which the first is named in the legend.
     """
     figure, (axis,) = draw.panels(1, 1)
     found = sizes(runs.values())
     for i, (arm, of_seed) in enumerate(found.items()):
+        label = _size(arm)
         for view in of_seed.values():
             train, held, color = end(view), held_out(view), draw.color(i, len(found))
             if len(train) == len(held) == arm.layers:
-                axis.plot(np.linspace(0, 1, arm.layers), 100 * train, "-", color=color, lw=1)
+                axis.plot(np.linspace(0, 1, arm.layers), 100 * train, "-", color=color, lw=1, label=label)
                 axis.plot(np.linspace(0, 1, arm.layers), 100 * held, "o", color=color, ms=4)
+                label = None
     layer_axis(axis, "training batch (line) and test images (dots)")
     axis.set_ylabel("nonzero (%)")
+    draw.legend_beside(axis)
     return draw.done(figure)
 
 
@@ -141,13 +147,16 @@ def findings(records: Sequence[Record]) -> list[str]:
 
 
 def _of_sizes(value: Callable[[Record], float], together: Callable = np.mean, layers: int = 1) -> Callable[..., Effect]:
-    """`value` of a run, the mean (or what `together` makes) over the sizes of a seed with at least so many layers."""
+    """`value` of a run, the mean (or what `together` makes) over the sizes of a seed with at least so many layers.
+
+    Not testable unless all of these have learnt.
+    """
 
     def measure(records: Sequence[Record]) -> Effect:
         arms = [arm for arm in sizes(records) if arm.layers >= layers]
         if not arms:
             return Effect.untestable("no size was run")
-        return over_arms(records, arms, lambda *runs: float(together([value(r) for r in runs])))
+        return over_arms(records, arms, lambda *runs: float(together([value(r) for r in runs])), learnt=arms)
 
     return measure
 
@@ -158,12 +167,11 @@ def _data(records: Sequence[Record]) -> Effect:
     if pair is None:
         return Effect.untestable("no network was trained on few examples and on all")
     ratio = lambda whole, few: abs(decades(measured(few, "nonzero.mean"), measured(whole, "nonzero.mean")))
-    return over_arms(records, pair, ratio)
+    return over_arms(records, pair, ratio, learnt=pair)
 
 
 def _train_against_test(run) -> float:
-    with np.errstate(divide="ignore", invalid="ignore"):  # a layer without a nonzero is no evidence
-        return float(np.abs(np.log10(held_out(run) / end(run))).max())
+    return float(np.abs(decades_each(held_out(run), end(run))).max())
 
 
 def _claim(id: str, where: str, statement: str, effect: str, side, threshold: float, measure, headline=True) -> Claim:
@@ -211,11 +219,11 @@ CLAIMS = (
         "L1.ends",
         "Fig. 2",
         "the first and the last layers are denser than those between",
-        "test images' share of the first and last quarter of layers less that of the others, mean over sizes of 4 "
-        "layers and more",
+        "test images' share of nonzeros of the first or the last quarter of layers, whichever is less, less that of "
+        "the layers between: the least over sizes of 4 layers and more",
         "above",
         0.0,
-        _of_sizes(lambda run: ends_over_middle(held_out(run)), layers=4),
+        _of_sizes(lambda run: ends_over_middle(held_out(run), np.min), np.min, layers=4),
     ),
     _claim(
         "L1.persists",

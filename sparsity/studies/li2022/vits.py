@@ -6,7 +6,7 @@ the runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -93,16 +93,22 @@ def describe(arm: Arm) -> str:
     return ", ".join(words)
 
 
-def over_arms(records: Sequence[Record], arms: Sequence[Arm], value: Callable[..., float]) -> Effect:
+def over_arms(
+    records: Sequence[Record],
+    arms: Sequence[Arm],
+    value: Callable[..., float],
+    learnt: Sequence[Arm] | None = None,
+) -> Effect:
     """The effect with one replicate a seed: `value` of that seed's runs of each arm, in their order.
 
-    Not testable if an arm was not run, or where the networks learnt nothing: the first arm's mean test accuracy is
-    below `LEARNS`. A seed of which a run diverged is no evidence.
+    Not testable if an arm was not run, or where networks that should have learnt did not: the mean test accuracy of one
+    of the arms `learnt` (None: the first) is below `LEARNS`. A seed of which a run diverged is no evidence.
     """
     table = by_arm(records)
-    first = table.get(arms[0], {})
-    if first and np.mean([measured(r, "accuracy") for r in first.values()]) < LEARNS:
-        return Effect.untestable(f"{describe(arms[0])}: has not learnt, its test accuracy is below {LEARNS:g}")
+    for arm in arms[:1] if learnt is None else learnt:
+        accuracy = [measured(r, "accuracy") for r in table.get(arm, {}).values()]
+        if accuracy and np.mean(accuracy) < LEARNS:
+            return Effect.untestable(f"{describe(arm)}: has not learnt, its test accuracy is below {LEARNS:g}")
     return across({describe(arm): table.get(arm, {}) for arm in arms}, value)
 
 
@@ -151,8 +157,3 @@ def layer_axis(axis: Any, title: str) -> None:
     axis.set(title=title, xlabel="layer, first to last", yscale="log", ylim=(0.5, 100))
     axis.set_xticks([0, 1], ["first", "last"])
     axis.set_yticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
-
-
-def finished(of_seed: Mapping[int, Record]) -> list[Record]:
-    """The runs that did not diverge: what tables take means over."""
-    return [run for run in of_seed.values() if run.outcome.status == "finished"]

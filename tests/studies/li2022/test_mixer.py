@@ -41,6 +41,11 @@ def test_token_mlps_between_channel_mlps_and_a_half_are_denser_but_not_dense(end
     assert (found["L13.token"], found["L13.apart"]) == ("contradicted", "reproduced")
 
 
+def test_one_sparse_token_mlp_contradicts_that_they_are_dense_whatever_their_mean(ends, verdicts):
+    found = verdicts(MIXER_STUDY, ends(STUDY, network((0.45, 0.9, 0.9, 0.9), CHANNEL, VIT)))
+    assert (found.pop("L13.token"), set(found.values())) == ("contradicted", {"reproduced"})
+
+
 def test_one_channel_mlp_that_rises_contradicts_the_fall(ends, verdicts):
     found = verdicts(MIXER_STUDY, ends(STUDY, network((0.6,) * 4, (0.05, 0.06, 0.52, 0.05), VIT)))
     assert found["L13.falls"] == "contradicted"

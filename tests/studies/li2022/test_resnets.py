@@ -65,6 +65,19 @@ def test_one_sparse_relu_and_one_dense_inside_contradict_what_is_said_of_every_o
     assert found["L3.resnet.every"] == "undecided"  # that one is as sparse at every width
 
 
+def test_a_wide_network_below_a_tenth_contradicts_that_all_are_dense(ends, verdicts):
+    end = lambda width, block, out: as_in_the_paper(width, block, out) * (0.5 if width == 32 else 1)
+    found = verdicts(RESNETS, ends(STUDY, network(end)))
+    assert (found["L14.dense.basic"], found["L14.dense.bottleneck"]) == ("contradicted", "reproduced")
+
+
+def test_a_relu_that_never_fires_is_no_evidence_of_width(ends, verdicts):
+    end = lambda width, block, out: -0.5 if (width, block, out) == (32, 2, True) else as_in_the_paper(width, block, out)
+    found = verdicts(RESNETS, ends(STUDY, network(end)))
+    assert found["L3.resnet.every"] == found["L3.resnet.output"] == "undecided"
+    assert found["L3.resnet.inner"] == "reproduced"
+
+
 def test_width_is_judged_by_the_extremes_of_basic_blocks(ends):
     records = ends(STUDY, network(as_in_the_paper))
     effects = {claim.id: judge(claim, records).measured.value for claim in RESNETS.claims}
@@ -84,7 +97,8 @@ def test_a_diverged_run_is_no_evidence_for_the_claims_on_it_alone(ends, verdicts
     records = ends(STUDY, network(as_in_the_paper), broken=(broken,))
     found = verdicts(RESNETS, records)
     assert found["L3.resnet.inner"] == "undecided"
-    assert found["L14.dense.basic"] == "reproduced"
+    assert found["L14.dense.basic"] == "undecided"
+    assert found["L14.output.basic"] == found["L14.dense.bottleneck"] == "reproduced"
     assert [row["n"] for row in table(records)] == [3, 3, 2, 3]
     assert np.isnan(relus(named(records)[broken])).all()
 

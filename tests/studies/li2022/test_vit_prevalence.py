@@ -49,6 +49,19 @@ def test_one_layer_of_one_size_that_rises_contradicts_the_fall_alone(vits_ended,
     assert "contradicted" not in {found[id] for id in ("L1.half", "L1.held_out", "L1.persists")}
 
 
+def test_a_first_layer_that_is_as_sparse_as_the_middle_contradicts_that_both_ends_are_denser(vits_ended, verdicts):
+    """The last layer alone, or one size alone, does not make up for it."""
+
+    def how(arm, seed):
+        usual = as_in_the_paper(arm, seed)["share"]
+        last = lambda i: 0.2 if i == arm.layers - 1 else 0.059 - 1e-4 * seed if i == 0 else 0.06
+        return {"share": (lambda i, t: 0.5 * (1 - t) + last(i) * t) if arm.layers == 6 else usual}
+
+    found = verdicts(VIT_PREVALENCE, vits_ended(STUDY, how))
+    assert found.pop("L1.ends") == "contradicted"
+    assert set(found.values()) == {"reproduced"}
+
+
 def test_networks_as_sparse_as_the_quickstart_s_have_fallen_and_are_not_that_small(vits_ended, verdicts):
     found = verdicts(VIT_PREVALENCE, vits_ended(STUDY, ending_at(0.2, 0.22)))
     assert (found["L1.falls"], found["L1.size"], found["L1.persists"]) == ("reproduced", "contradicted", "reproduced")
@@ -83,6 +96,10 @@ def test_networks_that_have_not_learnt_or_were_not_run_are_not_judged(vits_ended
     assert set(verdicts(VIT_PREVALENCE, []).values()) == {"not testable"}
     dull = vits_ended(STUDY, ending_at(0.06, 0.07, accuracy=0.3))
     assert set(verdicts(VIT_PREVALENCE, dull).values()) == {"not testable"}
+    one = lambda arm, seed: as_in_the_paper(arm, seed) | {"accuracy": 0.1 if arm.layers == 6 else 0.9}
+    found = verdicts(VIT_PREVALENCE, vits_ended(STUDY, one))
+    assert found.pop("L1.data") == "reproduced"
+    assert set(found.values()) == {"not testable"}
     assert table([]) == findings([]) == []
     assert few_and_all([]) is None
 
@@ -101,7 +118,12 @@ def test_figures_show_steps_sizes_and_data(vits_ended, views):
     np.testing.assert_allclose(base.lines[1].get_ydata()[[0, -1]], [50, 6])
     means = lambda title: [a for a in figures[title].axes[0].lines if a.get_linestyle() == "-"]
     assert [len(line.get_xdata()) for line in means("Nonzeros by layer and size")] == [2, 4, 6]
-    assert len(figures["Training and test images"].axes[0].lines) == 2 * 9
+    both = figures["Training and test images"]
+    assert len(both.axes[0].lines) == 2 * 9
+    named = {line.get_label(): line for line in both.axes[0].lines if not line.get_label().startswith("_")}
+    sizes = [f"{layers} layers of d_ff {d_ff}" for layers, d_ff in ((2, 256), (4, 512), (6, 768))]
+    assert list(named) == [text.get_text() for text in both.legends[0].texts] == sizes
+    np.testing.assert_allclose(named[sizes[1]].get_ydata(), [7, 6, 6, 7])
     assert [line.get_label() for line in means("Nonzeros by layer and number of examples")] == [
         "all examples",
         "126 examples",

@@ -32,6 +32,11 @@ def test_a_loss_at_larger_ones_contradicts_those(vits_ended, verdicts):
     assert found == {"L6.test": "reproduced", "L6.train": "reproduced", "L6.larger": "contradicted"}
 
 
+def test_a_loss_at_one_of_the_larger_ones_contradicts_any_larger(vits_ended, verdicts):
+    """.015 at k = 171 alone, less than a point on average."""
+    assert verdicts(VIT_TOP_K, vits_ended(STUDY, losing(k171=0.015)))["L6.larger"] == "contradicted"
+
+
 def test_a_network_that_has_not_learnt_or_has_no_dense_one_beside_it_is_not_judged(vits_ended, verdicts):
     assert set(verdicts(VIT_TOP_K, []).values()) == {"not testable"}
     assert set(verdicts(VIT_TOP_K, vits_ended(STUDY, lambda arm, seed: {"accuracy": 0.3})).values()) == {"not testable"}

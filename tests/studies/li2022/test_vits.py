@@ -83,6 +83,12 @@ def test_an_effect_has_a_replicate_a_seed_and_a_diverged_run_is_no_evidence(vits
 def test_networks_that_learnt_nothing_or_were_not_run_are_not_judged(vits_ended):
     dull = vits_ended("li2022/vit_causes", lambda arm, seed: {"accuracy": 0.4})
     assert "has not learnt" in over_arms(dull, (BASE, BASE._replace(noise=0.7)), gap).failed
+    arms = (BASE, BASE._replace(noise=0.7))
+    second = vits_ended("li2022/vit_causes", lambda arm, seed: {"accuracy": 0.4 if arm.noise else 0.9})
+    assert over_arms(second, arms, gap).failed is None
+    assert over_arms(second, arms, gap, learnt=arms).failed == (
+        "d_model 64, 4 layers, d_ff 512, 70% of the labels random: has not learnt, its test accuracy is below 0.5"
+    )
     found = over_arms(vits_ended("li2022/vit_causes", as_it_is), (BASE, BASE._replace(noise=0.3)), gap)
     assert found.failed == "no run of d_model 64, 4 layers, d_ff 512, 30% of the labels random"
 
