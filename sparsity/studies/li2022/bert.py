@@ -15,6 +15,7 @@ from sparsity.studies.li2022.runs import shares, train_accuracy, trajectory
 from sparsity.studies.records import (
     Run,
     across,
+    finished,
     grid_by,
     measured,
     named,
@@ -62,7 +63,7 @@ def table(records: Sequence[Record]) -> list[Row]:
     """
     rows = []
     for (network,), of_seed in grid_by(network_and_seed, named(records)).items():
-        runs = [r for r in of_seed.values() if r.outcome.status == "finished"]
+        runs = finished(of_seed)
         for layer in range(trained(runs[0]).shape[1]) if runs else ():
             mean = lambda value, layer=layer, runs=runs: float(np.mean([value(r)[layer] for r in runs]))
             row = {"network": network, "layer": layer, "n": len(runs)}

@@ -16,7 +16,9 @@ from sparsity.studies.li2022.runs import train_accuracy
 from sparsity.studies.records import (
     Run,
     diverged,
+    finished,
     grid_by,
+    mean_over,
     measured,
     named,
     or_none,
@@ -116,8 +118,8 @@ def table(records: Sequence[Record]) -> list[Row]:
         (network, "usual" if rate is None else "sgd", rate): s for (network, rate), s in transformers(runs).items()
     }
     for (network, optimizer, rate), of_seed in arms.items():
-        done = [r for r in of_seed.values() if r.outcome.status == "finished"]
-        mean = lambda value, done=done: or_none(float(np.mean([value(r) for r in done]))) if done else None
+        done = finished(of_seed)
+        mean = lambda value, done=done: mean_over(done, value)
         row = {"network": network, "optimizer": optimizer, "rate": rate, "n": len(done)}
         row["diverged"] = sum(map(diverged, of_seed.values()))
         convolutional = network.startswith("resnet")

@@ -18,10 +18,11 @@ from sparsity.studies.records import (
     across,
     decades,
     diverged,
+    finished,
     grid_by,
+    mean_over,
     measured,
     named,
-    or_none,
     percent,
     standard_error,
 )
@@ -82,8 +83,8 @@ def table(records: Sequence[Record]) -> list[Row]:
     rows = []
     for curve, of_width in curves(named(records)).items():
         for width, of_seed in of_width.items():
-            runs = [r for r in of_seed.values() if r.outcome.status == "finished"]
-            mean = lambda value, runs=runs: or_none(float(np.mean([value(r) for r in runs]))) if runs else None
+            runs = finished(of_seed)
+            mean = lambda value, runs=runs: mean_over(runs, value)
             row = {**curve._asdict(), "width": width, "n": len(runs)}
             row["start"] = mean(lambda r: next(iter(trajectory(r)[1].values()))[0])
             row["nonzero"], row["se"] = mean(share), standard_error([share(r) for r in runs])

@@ -20,7 +20,7 @@ from sparsity.studies.li2022.runs import (
     trained_shares,
     trajectory,
 )
-from sparsity.studies.records import measured, named, or_none, percent, standard_error
+from sparsity.studies.records import finished, mean_over, measured, named, percent, standard_error
 from sparsity.studies.runner import Record, Row, Study
 
 PAPER = 0.027  # share of nonzeros of T5-Base at the end of training, mean over layers (Fig. 1)
@@ -48,10 +48,10 @@ def table(records: Sequence[Record]) -> list[Row]:
     """
     rows = []
     for arm, of_seed in by_arm(named(records)).items():
-        runs = [r for r in of_seed.values() if r.outcome.status == "finished"]
+        runs = finished(of_seed)
         row = {"d_model": arm.d_model, "layers": arm.layers, "d_ff": arm.d_ff, "n": len(runs)}
         ends = [final(r).mean() for r in runs]
-        mean = lambda value, runs=runs: or_none(float(np.mean([value(r) for r in runs]))) if runs else None
+        mean = lambda value, runs=runs: mean_over(runs, value)
         row["start"] = mean(lambda r: np.mean([v[0] for v in trajectory(r)[1].values()]))
         row["end"], row["se"] = mean(lambda r: final(r).mean()), standard_error(ends)
         row["least"], row["most"] = mean(lambda r: final(r).min()), mean(lambda r: final(r).max())

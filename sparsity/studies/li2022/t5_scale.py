@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from sparsity.studies.draw import Drawing, Runs
 from sparsity.studies.judge import Claim, Effect
 from sparsity.studies.li2022.runs import STACKS, Arm, by_arm, layer_by_layer, over_arms, shares, train_accuracy
-from sparsity.studies.records import decades, measured, named, or_none, percent, standard_error
+from sparsity.studies.records import decades, finished, mean_over, measured, named, percent, standard_error
 from sparsity.studies.runner import Record, Row, Study
 
 
@@ -46,8 +44,8 @@ def table(records: Sequence[Record]) -> list[Row]:
     """
     rows = []
     for arm, of_seed in by_arm(named(records)).items():
-        runs = [r for r in of_seed.values() if r.outcome.status == "finished"]
-        mean = lambda value, runs=runs: or_none(float(np.mean([value(r) for r in runs]))) if runs else None
+        runs = finished(of_seed)
+        mean = lambda value, runs=runs: mean_over(runs, value)
         row = {"layers": arm.layers, "d_ff": arm.d_ff, "n": len(runs)}
         row["encoder"] = mean(lambda r: mean_share(r, "encoder"))
         row["se"] = standard_error([mean_share(r, "encoder") for r in runs])
