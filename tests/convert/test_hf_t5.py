@@ -148,9 +148,10 @@ def test_golden_values_are_those_of_torch(case):
     expected, found = golden.golden(case), golden_values(case)
     assert found.pop("greedy") == expected.pop("greedy")
     norms, theirs = (values.pop("gradient_norms") for values in (found, expected))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
-    # Those by torch 2.14 are up to 7e-5 off those by 2.13, which made the file.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), norms, theirs)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), norms, theirs)
+    for name, values in found.items():
+        # Of the largest: a number near 0 is what is left of float32 sums of larger ones, which torch's versions round.
+        assert np.abs(np.subtract(values, expected[name])).max() < 1e-5 * np.abs(expected[name]).max(), name
 
 
 def golden_values(case):
