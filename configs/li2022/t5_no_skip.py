@@ -4,8 +4,8 @@ Claim: L15 (the trajectory of that layer's nonzero share changes most, other lay
 Command: python -m launch.reproduce --study=li2022/t5_no_skip --workdir=runs/li2022
 One run: python -m launch.train --config=configs/li2022/t5_no_skip.py:without --workdir=runs/one
 (`with` has them all; `paper/without` at the paper's scale.)
-Hardware: 2 CPU cores, 6 runs, 3 of them `t5_scale`'s; about 15 minutes for the other 3, two at a time, by the steps of
-`t5_prevalence` timed, not measured yet. At the paper's scale 2 runs of 100,000 steps on a TPU slice.
+Hardware: 2 CPU cores, 6 runs, 3 of them `t5_scale`'s: 25 minutes for all, two at a time, beside other work. At the
+paper's scale 2 runs of 100,000 steps on a TPU slice.
 Expected: paper: encoder layer 6 of 24 takes another course, the others change much less; 1.6% less accuracy.
 assumed: (embedded) the network of `t5_prevalence` with 8 layers, without the connection around encoder layer 2.
 assumed: (paper) T5-Large on C4, as in `t5_prevalence`, without that around encoder layer 6, counted from 0. With
