@@ -15,6 +15,7 @@ matplotlib.use("Agg")  # before pyplot: no display is needed or touched
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from sparsity.evals.result import Measure
 from sparsity.layers.sparsify import HISTOGRAM_EDGES
@@ -211,6 +212,20 @@ def panels(rows: int, columns: int, height: float = 2.9, **kwargs: Any) -> tuple
             rows, columns, figsize=(9.5, height * rows), squeeze=False, layout="constrained", **kwargs
         )
     return figure, axes[0] if rows == 1 else axes
+
+
+def log_y(axis: Any) -> None:
+    """A logarithmic y axis whose ticks are plain numbers, also where all of them lie within one decade."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_formatter(_Plain())
+    axis.yaxis.set_minor_formatter(_Plain(labelOnlyBase=False))
+
+
+class _Plain(LogFormatter):
+    """Labels the ticks that matplotlib would label, with %g in place of powers of ten."""
+
+    def __call__(self, x, pos=None):
+        return f"{x:g}" if super().__call__(x, pos) else ""
 
 
 def legend_beside(axis: Any, title: str | None = None) -> None:

@@ -43,6 +43,17 @@ def test_the_same_fields_give_the_same_picture():
     assert one.png() == other.png()
 
 
+@pytest.mark.parametrize(("low", "high", "ticks"), [(31, 52, {"30", "40", "50"}), (0.5, 100, {"1", "10", "100"})])
+def test_logarithmic_axes_have_plain_numbers(low, high, ticks):
+    figure, (axis,) = draw.panels(1, 1)
+    axis.plot([0, 1], [low, high])
+    draw.log_y(axis)
+    draw.done(figure).png()
+    labels = {label.get_text() for label in axis.get_yticklabels(which="both")} - {""}
+    assert ticks <= labels
+    assert all(float(label) for label in labels)
+
+
 @pytest.mark.parametrize(
     ("shape", "activities", "columns", "message"),
     [

@@ -85,7 +85,7 @@ def _first(runs: Runs) -> Runs:
 
 def nonzero_by_step(runs: Runs) -> Drawing:
     """Figs. B.1a, b: nonzeros on training batches by layer against step (log y), first seed. Dashed: 10%."""
-    return _courses(runs, lambda view: 100 * trained(view), "nonzero (%)", 100 * PAPER, yscale="log")
+    return _courses(runs, lambda view: 100 * trained(view), "nonzero (%)", 100 * PAPER, log=True)
 
 
 def means_by_step(runs: Runs) -> Drawing:
@@ -93,7 +93,7 @@ def means_by_step(runs: Runs) -> Drawing:
     return _courses(runs, pre_activation_means, "mean pre-activation", 0.0)
 
 
-def _courses(runs: Runs, value: Callable, what: str, dashed: float, **settings) -> Drawing:
+def _courses(runs: Runs, value: Callable, what: str, dashed: float, log: bool = False) -> Drawing:
     views = _first(runs)
     figure, axes = draw.panels(1, len(views), sharey=True)
     for axis, (network, view) in zip(axes, views.items(), strict=True):
@@ -101,7 +101,9 @@ def _courses(runs: Runs, value: Callable, what: str, dashed: float, **settings) 
         for i, (name, values) in enumerate(zip(by_layer, value(view).T, strict=True)):
             axis.plot(steps, values, color=draw.color(i, len(by_layer)), label=name)
         axis.axhline(dashed, color="k", ls="--", lw=0.8)
-        axis.set(title=network, xlabel="step", **settings)
+        axis.set(title=network, xlabel="step")
+        if log:
+            draw.log_y(axis)
     axes[0].set_ylabel(what)
     axes[0].legend()
     return draw.done(figure)

@@ -102,7 +102,8 @@ def by_layer(runs: Runs) -> Drawing:
         for v in values:
             axis.plot(v, "o", color=color, ms=3, alpha=0.6)
     axis.axhline(50, color="k", ls="--", lw=0.8)
-    axis.set(xlabel="layer", ylabel="nonzero (%)", yscale="log")
+    axis.set(xlabel="layer", ylabel="nonzero (%)")
+    draw.log_y(axis)
     axis.legend()
     return draw.done(figure)
 
@@ -116,7 +117,8 @@ def by_step(runs: Runs) -> Drawing:
         layers = [name for name in by_name if name.endswith(kind)]
         for i, name in enumerate(layers):
             axis.plot(steps, 100 * by_name[name], color=draw.color(i, len(layers)), label=name.split("/")[0])
-        axis.set(title=f"{kind} MLPs", xlabel="step", yscale="log")
+        axis.set(title=f"{kind} MLPs", xlabel="step")
+        draw.log_y(axis)
     axes[0].set_ylabel("nonzero (%)")
     if axes[0].lines:
         axes[0].legend()

@@ -96,7 +96,8 @@ def density_by_weight(runs: Runs) -> Drawing:
                 axis.axhline(theirs["of plain"], color="k", ls="--", lw=0.8)
                 if (found := weight_at(ratios, theirs["of plain"])) is not None:
                     axis.axvline(found, color="k", ls=":", lw=0.8)
-        axis.set(title=penalty.upper(), xscale="log", yscale="log", xlabel="weight")
+        axis.set(title=penalty.upper(), xscale="log", xlabel="weight")
+        draw.log_y(axis)
     axes[0].set_ylabel("nonzeros, of the plain network's")
     return draw.done(figure)
 

@@ -120,7 +120,8 @@ def layer_by_layer(
             axis.plot(places, np.mean(values, 0), "-", color=color, label=label(arm) if stack == STACKS[0] else None)
             for v in values:
                 axis.plot(places, v, "o", color=color, ms=3, alpha=0.6)
-        axis.set(title=stack, xlabel="layer, first to last", yscale="log")
+        axis.set(title=stack, xlabel="layer, first to last")
+        draw.log_y(axis)
         axis.set_xticks([0, 1], ["first", "last"])
     axes[0].set_ylabel(what)
     draw.legend_beside(axes[0])

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from matplotlib.ticker import LogFormatter
 
 from sparsity.studies import draw
 from sparsity.studies.draw import Drawing, Runs
@@ -85,9 +84,7 @@ def layers_by_step(runs: Runs) -> Drawing:
         axis.plot(steps, 100 * a[name], color="C0", label="with")
         axis.plot(other_steps, 100 * b[name], color="C3", label="without")
         axis.set_title(name, fontweight="bold" if name == arms[1].without else None)
-        axis.set_yscale("log")
-        axis.yaxis.set_major_formatter(LogFormatter())
-        axis.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))  # within one decade there are no others
+        draw.log_y(axis)
     for axis in np.ravel(axes)[len(names) :]:
         axis.set_visible(False)
     np.ravel(axes)[0].legend()

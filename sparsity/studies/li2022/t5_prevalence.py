@@ -77,7 +77,8 @@ def nonzero_by_step(runs: Runs) -> Drawing:
         for i, name in enumerate(layers):
             axis.plot(steps, 100 * by_layer[name], color=draw.color(i, len(layers)), label=name)
         axis.axhline(100 * PAPER, color="k", ls="--", lw=0.8)
-        axis.set(title=stack, xlabel="step", yscale="log", ylim=(0.5, 100))
+        axis.set(title=stack, xlabel="step", ylim=(0.5, 100))
+        draw.log_y(axis)
         axis.set_yticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
         axis.legend()
     axes[0].set_ylabel("nonzero (%)")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sparsity.config import to_dict
+from sparsity.studies import draw
 from sparsity.studies.draw import RunView
 from sparsity.studies.judge import Effect
 from sparsity.studies.li2022.runs import shares, trained_shares, trajectory
@@ -154,6 +155,7 @@ def plot_layers(axis: Any, views: Iterable[RunView], value: Callable[[RunView], 
 
 def layer_axis(axis: Any, title: str) -> None:
     """What axes of `plot_layers` have in common."""
-    axis.set(title=title, xlabel="layer, first to last", yscale="log", ylim=(0.5, 100))
+    axis.set(title=title, xlabel="layer, first to last", ylim=(0.5, 100))
+    draw.log_y(axis)
     axis.set_xticks([0, 1], ["first", "last"])
     axis.set_yticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
