@@ -4,8 +4,8 @@ Claim: L3 (deeper: a lower percentage; wider: a lower percentage and a higher co
 Command: python -m launch.reproduce --study=li2022/t5_scale --workdir=runs/li2022
 One run: python -m launch.train --config=configs/li2022/t5_scale.py:layers/8 --workdir=runs/one
 (`d_ff/2048` for another width, `paper/layers/8` at the paper's scale.)
-Hardware: 2 CPU cores, 15 runs, 3 of them `t5_prevalence`'s; about 25 minutes for the other 12, two at a time, by the
-steps of `t5_prevalence` timed, not measured yet. At the paper's scale 10 runs of 100,000 steps on a TPU slice.
+Hardware: 2 CPU cores, 15 runs, 3 of them `t5_prevalence`'s and 3 `t5_no_skip`'s: 34 minutes for the other 9, two at a
+time, beside other work. At the paper's scale 10 runs of 100,000 steps on a TPU slice.
 Expected: paper: at 32 layers many middle layers are below 1%, no layer of a shallower network is.
 assumed: the paper prints neither the depths nor the widths but the 32 layers; powers of 2 around T5-Base's.
 assumed: (embedded) the network of `t5_prevalence`, d_model 64, at 2, 4 and 8 layers and d_ff 128, 512 and 2,048.
