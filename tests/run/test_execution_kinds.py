@@ -21,7 +21,7 @@ def test_a_deep_network_is_trained_evaluated_and_resumed_like_any_other(name, ti
     config = tiny_config
     config.model = ConfigDict({"name": name} | DEEP[name])
     config.optimizer = ConfigDict({"learning_rate": 1e-2, "rule": {"name": "sgd"}, "grad_clip": None})
-    config.steps = 3
+    config.steps, config.evals.names = 3, ("accuracy", "sparsity", "cost")
     outcome = run(run_config(config), tmp_path, Quiet())
     found = network_measures(outcome)
     layers = Workdir(tmp_path).saved_config().model.layers()

@@ -76,13 +76,14 @@ def test_whether_evaluations_are_noisy_may_change_on_resume(tmp_path):
 
 def test_a_real_run_is_not_resumed_from_a_smoke_run(tiny_config, tmp_path):
     config = run_config(tiny_config)
-    assert run(smoke(config), tmp_path, Quiet()).step == 2
+    made_with(smoke(config), tmp_path)
     with pytest.raises(WorkdirError, match=r"made with another config .*data\.name: 'mock' there, 'digits' asked for"):
         run(config, tmp_path, Quiet())
 
 
 def test_a_run_that_ended_while_we_waited_for_the_claim_is_not_run_again(tiny_config, tmp_path, monkeypatch):
-    run(run_config(tiny_config), tmp_path / "w", Quiet())
+    config = run_config(tiny_config)
+    made_with(config, tmp_path).write_outcome(Outcome("finished", config.steps))
     real, calls = Workdir.ended, []
 
     def first_too_early(self, config):
@@ -90,4 +91,4 @@ def test_a_run_that_ended_while_we_waited_for_the_claim_is_not_run_again(tiny_co
         return None if len(calls) == 1 else real(self, config)
 
     monkeypatch.setattr(Workdir, "ended", first_too_early)
-    assert run(run_config(tiny_config), tmp_path / "w", Quiet()).resumed
+    assert run(config, tmp_path, Quiet()).resumed
