@@ -17,7 +17,7 @@ from sparsity.evals.result import Subject
 from sparsity.run.config import RunConfig
 from sparsity.run.workdir import Workdir, WorkdirError
 from sparsity.train.losses import LOSSES
-from sparsity.train.state import TrainState, abstract_state, init_state, state_specs
+from sparsity.train.state import TrainState, abstract_state, init_state, shapes_and_specs
 from sparsity.train.step import Objective, gradients, make_train_step
 
 
@@ -51,10 +51,9 @@ class Engine:
 
     def _abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state; nothing is computed. Raises ConfigError."""
-        specs = state_specs(self.model, self.tx, self.inputs)
-        abstract = abstract_state(self.model, self.tx, spmd.shardings(self.mesh, specs), self.inputs)
-        spmd.check_divisible(abstract.params, specs.params, self.mesh)
-        return abstract
+        shapes, specs = shapes_and_specs(self.model, self.tx, self.inputs)
+        spmd.check_divisible(shapes.params, specs.params, self.mesh)
+        return abstract_state(shapes, spmd.shardings(self.mesh, specs))
 
     @property
     def placed(self) -> TrainState:
@@ -63,7 +62,7 @@ class Engine:
 
     def new_state(self) -> tuple[TrainState, TrainState]:
         """The state of step 0, and its shardings."""
-        return init_state(self.model, self.tx, self.mesh, self.config.seed, self.inputs)
+        return init_state(self.model, self.tx, self.mesh, self.config.seed, self.inputs, self.placed)
 
     def restore(self, checkpoints: Checkpoints, step: int | None = None) -> TrainState:
         """The state of a checkpoint (the latest by default) on this mesh."""
