@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import math
@@ -21,6 +22,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 _TABLE, _LATER = "table", "later"
+_hints = functools.cache(typing.get_type_hints)  # by class; to read its annotations is most of building a config
 
 
 class ConfigError(ValueError):
@@ -100,7 +102,7 @@ def build(cls: type[T], section: Mapping[str, Any], where: str = "config") -> T:
         section = dict(section.items()) if hasattr(section, "items") else section
     if not isinstance(section, Mapping):
         raise ConfigError(f"{where}: expected a section, got {section!r}")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     for key in section:
         if key not in fields:
@@ -189,7 +191,7 @@ def without_stale(cls: type, section: Mapping[str, Any], chosen: frozenset[str],
     >>> without_stale(Page, {"shape": {"name": "dot", "radius": 2.0}}, frozenset({"shape.name"}))
     {'shape': {'name': 'dot'}}
     """
-    out, hints = dict(section.items()), typing.get_type_hints(cls)
+    out, hints = dict(section.items()), _hints(cls)
     for field in dataclasses.fields(cls):
         value, path = out.get(field.name), f"{where}{field.name}"
         table = field.metadata.get(_TABLE)

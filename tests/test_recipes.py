@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import importlib.util
 import io
 import math
@@ -32,12 +33,13 @@ def load(path):
     return module
 
 
-def sweeps(module):
-    """The runs of every scale the file has; a scale it lacks must be refused by name."""
-    found = {}
+@functools.cache
+def sweeps(path):
+    """The typed runs of every scale the file has; a scale it lacks must be refused by name."""
+    module, found = load(path), {}
     for scale in SCALES:
         try:
-            found[scale] = module.sweep(scale)
+            found[scale] = [run_config(written) for written in module.sweep(scale)]
         except ValueError as error:
             if f'no scale "{scale}"; valid: ' not in str(error):
                 raise
@@ -293,14 +295,6 @@ EVALUATED = {  # a measure of each evaluator
 }
 
 
-@pytest.fixture
-def quick_compiles():
-    """Most of a run of two steps is compilation; the program need not be fast."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 WITH_RUNS = [path for path in FILES if hasattr(load(path), "get_config")]
 
 
@@ -329,31 +323,28 @@ class TestConfigFileWithRuns:
             load(path).get_config("no_such_run")
 
     def test_every_run_of_every_scale_builds_and_has_a_directory_of_its_own(self, path):
-        found = sweeps(load(path))
+        found = sweeps(path)
         assert found
         for runs in found.values():
-            built = [run_config(run) for run in runs]
-            assert len({f"{b.name}-{config_hash(b)}" for b in built}) == len(runs) > 0
+            assert len({f"{run.name}-{config_hash(run)}" for run in runs}) == len(runs) > 0
 
     def test_every_run_reads_back_from_its_json(self, path):
-        for runs in sweeps(load(path)).values():
-            for written in runs:
-                built = run_config(written)
+        for runs in sweeps(path).values():
+            for built in runs:
                 assert build(RunConfig, to_dict(built)) == built
 
     def test_every_run_is_ready_to_smoke(self, path):
-        for runs in sweeps(load(path)).values():
-            for written in runs:
-                small = smoke(run_config(written))
+        for runs in sweeps(path).values():
+            for built in runs:
+                small = smoke(built)
                 assert run_config(to_dict(small)) == small
 
     @pytest.mark.slow
-    @pytest.mark.usefixtures("quick_compiles")
     def test_every_choice_is_smoked(self, path, tmp_path):
         """`launch.train --smoke`: one run at least for every choice that a kind of model is given anywhere."""
-        for runs in sweeps(load(path)).values():
-            for written in runs:
-                small = smoke(dataclasses.replace(run_config(written), mesh=MeshConfig(1, 1)))
+        for runs in sweeps(path).values():
+            for built in runs:
+                small = smoke(dataclasses.replace(built, mesh=MeshConfig(1, 1)))
                 if choices(small) <= SMOKED:
                     continue
                 files = Workdir(tmp_path / small.name)

@@ -38,43 +38,55 @@ def init_fn(model: nn.Module, tx: optax.GradientTransformation, seed: int, input
 
     `inputs` are zero arrays of the model's input shapes, one example long.
     """
-
-    def init() -> TrainState:
-        variables = dict(nn.meta.unbox(model.init(jax.random.key(seed), *inputs, Context())))
-        params = variables.pop("params")
-        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), variables)
-
-    return init
+    return lambda: _new(model, tx, seed, inputs)[0]
 
 
-def state_specs(model: nn.Module, tx: optax.GradientTransformation, inputs: tuple) -> TrainState:
-    """PartitionSpecs of every leaf of the state, from the parameters' axis names."""
-    boxed = jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs, Context()))
-    abstract = jax.eval_shape(init_fn(model, tx, 0, inputs))
-    specs = spmd.param_specs(boxed["params"])
-    return TrainState(
+def _new(model: nn.Module, tx: optax.GradientTransformation, seed: int, inputs: tuple) -> tuple[TrainState, Any]:
+    """The state of step 0, and its parameters in the boxes that name their axes."""
+    boxed = model.init(jax.random.key(seed), *inputs, Context())
+    variables = dict(nn.meta.unbox(boxed))
+    params = variables.pop("params")
+    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), variables), boxed["params"]
+
+
+def shapes_and_specs(
+    model: nn.Module, tx: optax.GradientTransformation, inputs: tuple
+) -> tuple[TrainState, TrainState]:
+    """Shape and dtype, and PartitionSpec, of every leaf of the state; these come from the parameters' axis names."""
+    shapes, boxed = jax.eval_shape(lambda: _new(model, tx, 0, inputs))
+    specs = spmd.param_specs(boxed)
+    return shapes, TrainState(
         step=PartitionSpec(),
         params=specs,
-        opt_state=spmd.optimizer_specs(abstract.opt_state, abstract.params, specs),
-        model_state=jax.tree.map(lambda _: PartitionSpec(), abstract.model_state),
+        opt_state=spmd.optimizer_specs(shapes.opt_state, shapes.params, specs),
+        model_state=jax.tree.map(lambda _: PartitionSpec(), shapes.model_state),
     )
 
 
+def state_specs(model: nn.Module, tx: optax.GradientTransformation, inputs: tuple) -> TrainState:
+    """PartitionSpecs of every leaf of the state."""
+    return shapes_and_specs(model, tx, inputs)[1]
+
+
 def init_state(
-    model: nn.Module, tx: optax.GradientTransformation, mesh: Mesh, seed: int, inputs: tuple
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    seed: int,
+    inputs: tuple,
+    placed: TrainState | None = None,
 ) -> tuple[TrainState, TrainState]:
-    """The state of step 0 and its NamedShardings; each device computes only its own part.
+    """The state of step 0 and its NamedShardings (`placed`, if they are known); each device computes only its own part.
 
     The values are those of a single device, whatever the mesh: JAX's random bits do not depend
     on the sharding.
     """
-    placed = spmd.shardings(mesh, state_specs(model, tx, inputs))
+    placed = placed or spmd.shardings(mesh, state_specs(model, tx, inputs))
     with jax.set_mesh(mesh):
         state = jax.jit(init_fn(model, tx, seed, inputs), out_shardings=placed)()
     return state, placed
 
 
-def abstract_state(model: nn.Module, tx: optax.GradientTransformation, placed: TrainState, inputs: tuple) -> TrainState:
+def abstract_state(shapes: TrainState, placed: TrainState) -> TrainState:
     """Shapes, dtypes and shardings of the state without computing it: the target of a restore."""
-    shapes = jax.eval_shape(init_fn(model, tx, 0, inputs))
     return jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placed)

@@ -31,7 +31,8 @@ def t5(sparsifier=None, gated=False, **changes):
 def parameters(config):
     """Random, with distances of consequence: at the start they hardly matter."""
     module = config.build(V)
-    params = module.init(jax.random.key(1), INPUTS, INPUTS, SEGMENTS, SEGMENTS, Context())["params"]
+    init = jax.jit(lambda key: module.init(key, INPUTS, INPUTS, SEGMENTS, SEGMENTS, Context()))
+    params = init(jax.random.key(1))["params"]
     params = flax.core.meta.unbox(params)
     for stack in ("encoder", "decoder"):
         params[stack]["bias"]["embedding"] = 3 * jnp.asarray(RNG.standard_normal((32, 4)), jnp.float32)
@@ -81,12 +82,16 @@ def test_each_step_has_the_logits_of_the_whole_pass():
     ctx = Context(slots=LENGTH)
     keep = {"mutable": ["cache"]}
     logits, kept = module.apply({"params": params}, INPUTS, SEGMENTS, ctx, method="start", **keep)
+
+    @jax.jit
+    def step(cache, said, place):
+        variables, at = {"params": params, "cache": cache}, ctx.replace(place=place)
+        return module.apply(variables, said, SEGMENTS, at, method="step", **keep)
+
     for t in range(LENGTH):
         np.testing.assert_allclose(logits, whole[:, t], rtol=1e-5, atol=1e-5)
         if t + 1 < LENGTH:
-            at = ctx.replace(place=jnp.int32(t + 1))
-            variables = {"params": params, "cache": kept["cache"]}
-            logits, kept = module.apply(variables, said[:, t + 1], SEGMENTS, at, method="step", **keep)
+            logits, kept = step(kept["cache"], said[:, t + 1], jnp.int32(t + 1))
 
 
 def test_a_row_is_padding_after_its_end_and_the_loop_stops_with_the_last_row():

@@ -2,9 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import flax
 import jax
@@ -20,14 +17,7 @@ from sparsity.layers.sparsify import Context
 from sparsity.models.t5 import T5Config
 from tests.convert import images, t5x_writer, texts
 
-ROOT = Path(__file__).parents[2]
 WEIGHTS = "model.safetensors"
-
-
-def launch(module, *args):
-    command = [sys.executable, "-m", f"launch.{module}", *map(str, args)]
-    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=240, check=False)
-    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +42,14 @@ def theirs(network, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def converted(theirs):
+def converted(launch_alone, theirs):
     workdir = theirs.parent / "workdir"
-    return workdir, launch("convert", "--source=hf", "--model=t5", f"--path={theirs}", f"--workdir={workdir}")
+    return workdir, launch_alone("convert", "--source=hf", "--model=t5", f"--path={theirs}", f"--workdir={workdir}")
 
 
-def test_a_converted_checkpoint_is_evaluated_on_the_users_text_and_goes_back_to_the_same_bytes(converted, theirs):
+def test_a_converted_checkpoint_is_evaluated_on_the_users_text_and_goes_back_to_the_same_bytes(
+    launch, converted, theirs
+):
     workdir, (code, out, err) = converted
     assert code == cli.DONE, err
     tensors = load_file(theirs / WEIGHTS)
@@ -91,7 +83,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_checkpoint_of_another_model_is_refused_by_the_name_of_the_tensor(theirs, tmp_path, kind):
+def test_a_checkpoint_of_another_model_is_refused_by_the_name_of_the_tensor(launch, theirs, tmp_path, kind):
     change, message = DAMAGE[kind]
     shutil.copytree(theirs, tmp_path / "t5")
     if change is None:
@@ -104,7 +96,7 @@ def test_a_checkpoint_of_another_model_is_refused_by_the_name_of_the_tensor(thei
     assert not (tmp_path / "w" / "config.json").exists()
 
 
-def test_a_workdir_that_holds_a_run_is_left_alone(converted, theirs):
+def test_a_workdir_that_holds_a_run_is_left_alone(launch, converted, theirs):
     workdir, _ = converted
     before = (workdir / "config.json").read_bytes()
     code, _, err = launch("convert", "--source=hf", f"--path={theirs}", f"--workdir={workdir}")
@@ -112,7 +104,7 @@ def test_a_workdir_that_holds_a_run_is_left_alone(converted, theirs):
     assert (workdir / "config.json").read_bytes() == before
 
 
-def test_a_vocabulary_that_is_not_there_is_named_before_anything_is_written(theirs, tmp_path):
+def test_a_vocabulary_that_is_not_there_is_named_before_anything_is_written(launch, theirs, tmp_path):
     vocabulary = "--vocabulary=no-such.model"
     code, _, err = launch("convert", "--source=hf", f"--path={theirs}", f"--workdir={tmp_path / 'w'}", vocabulary)
     missing = "error: data.vocabulary.path: there is no file no-such.model; nothing is downloaded"
@@ -120,7 +112,7 @@ def test_a_vocabulary_that_is_not_there_is_named_before_anything_is_written(thei
     assert not (tmp_path / "w").exists()
 
 
-def test_t5x_goes_to_the_same_bytes_of_hugging_face_and_what_it_lacks_is_named(network, theirs, tmp_path):
+def test_t5x_goes_to_the_same_bytes_of_hugging_face_and_what_it_lacks_is_named(launch, network, theirs, tmp_path):
     directory, back = tmp_path / "checkpoint_1000", tmp_path / "back"
     t5x_writer.write(directory, t5x_writer.tensors_of(*network))
     args = ("convert", "--source=t5x", "--model=t5", f"--path={directory}")
@@ -139,7 +131,7 @@ def test_t5x_goes_to_the_same_bytes_of_hugging_face_and_what_it_lacks_is_named(n
     assert not (tmp_path / "other" / "config.json").exists()
 
 
-def test_a_vit_is_evaluated_on_noise_and_goes_back_to_the_same_bytes(tmp_path):
+def test_a_vit_is_evaluated_on_noise_and_goes_back_to_the_same_bytes(launch, tmp_path):
     theirs = images.write_safetensors(tmp_path / "vit", images.hf_vit(images.vit()), images.HF_CONFIG)
     workdir = f"--workdir={tmp_path / 'w'}"
     code, out, err = launch("convert", "--source=hf", "--model=vit", f"--path={theirs}", workdir)
@@ -155,7 +147,7 @@ def test_a_vit_is_evaluated_on_noise_and_goes_back_to_the_same_bytes(tmp_path):
     assert {n: x.tobytes() for n, x in back.items()} == {n: x.tobytes() for n, x in there.items()}
 
 
-def test_a_resnet_keeps_its_running_statistics_and_is_evaluated_on_the_users_data(tmp_path):
+def test_a_resnet_keeps_its_running_statistics_and_is_evaluated_on_the_users_data(launch, tmp_path):
     """The digits are its data, its head new: every class is as likely, so nll is log 10."""
     tensors = {name: x for name, x in images.resnet("basic").items() if not name.startswith("fc.")}
     tensors["conv1.weight"] = tensors["conv1.weight"].sum(1, keepdims=True)
@@ -176,7 +168,7 @@ def test_a_resnet_keeps_its_running_statistics_and_is_evaluated_on_the_users_dat
     np.testing.assert_array_equal(mean, tensors["layer2.1.bn2.running_mean"])
 
 
-def test_a_llama_becomes_a_network_of_relus_on_the_users_text(tmp_path):
+def test_a_llama_becomes_a_network_of_relus_on_the_users_text(launch, tmp_path):
     import tokenizers
 
     words = {

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,25 +24,10 @@ TINY = [
 ]
 
 
-def start(module, *args):
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    command = [sys.executable, "-m", f"launch.{module}", *map(str, args)]
-    return subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
-def finish(process):
-    out, err = process.communicate(timeout=240)
-    return process.returncode, out, err
-
-
-def launch(module, *args):
-    return finish(start(module, *args))
-
-
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(launch_alone, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("launch") / "one"
-    return workdir, launch("train", *TINY, f"--workdir={workdir}")
+    return workdir, launch_alone("train", *TINY, f"--workdir={workdir}")
 
 
 def test_train_leaves_a_workdir_and_prints_its_table(trained):
@@ -75,7 +59,7 @@ def test_train_leaves_a_workdir_and_prints_its_table(trained):
     assert "http" not in page.split("</head>")[0]  # self-contained: nothing is fetched
 
 
-def test_train_again_says_finished_and_writes_nothing(trained):
+def test_train_again_says_finished_and_writes_nothing(launch, trained):
     workdir, _ = trained
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
     code, out, _ = launch("train", *TINY, f"--workdir={workdir}")
@@ -84,7 +68,7 @@ def test_train_again_says_finished_and_writes_nothing(trained):
     assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == before
 
 
-def test_a_report_lost_to_a_kill_is_written_by_the_next_call(trained):
+def test_a_report_lost_to_a_kill_is_written_by_the_next_call(launch, trained):
     workdir, _ = trained
     page = (workdir / "report" / "index.html").read_bytes()
     (workdir / "report" / "index.html").unlink()
@@ -93,7 +77,7 @@ def test_a_report_lost_to_a_kill_is_written_by_the_next_call(trained):
     assert (workdir / "report" / "index.html").read_bytes() == page
 
 
-def test_evaluate_prints_the_recorded_numbers_bit_for_bit(trained, tmp_path):
+def test_evaluate_prints_the_recorded_numbers_bit_for_bit(launch, trained, tmp_path):
     workdir, _ = trained
     code, out, err = launch("evaluate", f"--workdir={workdir}", f"--out={tmp_path / 'e.json'}")
     assert code == cli.DONE, err
@@ -103,7 +87,7 @@ def test_evaluate_prints_the_recorded_numbers_bit_for_bit(trained, tmp_path):
         assert measure == recorded[measure["name"]]
 
 
-def test_evaluate_takes_other_settings_of_the_evaluation_and_says_so(trained, tmp_path):
+def test_evaluate_takes_other_settings_of_the_evaluation_and_says_so(launch, trained, tmp_path):
     workdir, _ = trained
     before = (workdir / "config.json").read_bytes()
     options = ("--evals=accuracy", "--set=split=validation", "--set=batch=16", f"--out={tmp_path / 'e.json'}")
@@ -115,7 +99,7 @@ def test_evaluate_takes_other_settings_of_the_evaluation_and_says_so(trained, tm
     assert (workdir / "config.json").read_bytes() == before
 
 
-def test_a_users_mistake_is_one_line_and_exit_code_2(trained, tmp_path):
+def test_a_users_mistake_is_one_line_and_exit_code_2(launch, trained, tmp_path):
     workdir, _ = trained
     (tmp_path / "empty.py").write_text('"""No run."""\n')
     (tmp_path / "file").write_text("")
@@ -141,18 +125,16 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(trained, tmp_path):
         ("reproduce", ["--study=quickstart", "--scale=paper", new], 'no scale "paper"'),
         ("reproduce", ["quickstart", "--study=quickstart", new], "unexpected argument 'quickstart'"),
     ]
-    for i in range(0, len(cases), 3):  # three at a time: imports are most of it
-        batch = [(case, start(case[0], *case[1])) for case in cases[i : i + 3]]
-        for (module, args, message), process in batch:
-            code, out, err = finish(process)
-            assert code == cli.BAD_INPUT, (module, args, out, err)
-            assert message in err, (module, args, err)
-            assert err.startswith("error: ")
-            assert err.count("\n") == 1, err
+    for module, args, message in cases:
+        code, out, err = launch(module, *args)
+        assert code == cli.BAD_INPUT, (module, args, out, err)
+        assert message in err, (module, args, err)
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1, err
     assert not (tmp_path / "new").exists()
 
 
-def test_a_dry_run_prints_the_run_and_does_nothing(tmp_path):
+def test_a_dry_run_prints_the_run_and_does_nothing(launch, tmp_path):
     code, out, err = launch("train", *TINY, f"--workdir={tmp_path / 'w'}", "--dry_run")
     assert code == cli.DONE, err
     header, row, where = out.splitlines()
@@ -165,7 +147,7 @@ def test_a_dry_run_prints_the_run_and_does_nothing(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_a_dry_run_knows_what_is_done_and_refuses_what_the_run_would(trained):
+def test_a_dry_run_knows_what_is_done_and_refuses_what_the_run_would(launch, trained):
     workdir, _ = trained
     (code, out, err), other = (
         launch("train", *TINY, *more, f"--workdir={workdir}", "--dry_run") for more in ([], ["--config.seed=1"])
@@ -176,7 +158,7 @@ def test_a_dry_run_knows_what_is_done_and_refuses_what_the_run_would(trained):
     assert "made with another config (seed: 0 there, 1 asked for)" in other[2]
 
 
-def test_a_smoke_run_is_short_and_says_what_it_is(tmp_path):
+def test_a_smoke_run_is_short_and_says_what_it_is(launch, tmp_path):
     workdir = tmp_path / "w"
     # Of data that need not be there.
     code, out, err = launch("train", *TINY, "--config.data.name=mnist", "--smoke", f"--workdir={workdir}")
@@ -189,7 +171,7 @@ def test_a_smoke_run_is_short_and_says_what_it_is(tmp_path):
     assert (workdir / "report" / "index.html").exists()
 
 
-def test_data_that_are_not_there_are_one_line_and_not_fetched(tmp_path, monkeypatch):
+def test_data_that_are_not_there_are_one_line_and_not_fetched(launch, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
     code, _, err = launch("train", *TINY, "--config.data.name=mnist", f"--workdir={tmp_path / 'w'}")
     assert code == cli.BAD_INPUT
@@ -201,7 +183,7 @@ def test_data_that_are_not_there_are_one_line_and_not_fetched(tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_keys_left_at_their_defaults_and_other_choices_can_be_set_on_the_command_line(tmp_path):
+def test_keys_left_at_their_defaults_and_other_choices_can_be_set_on_the_command_line(launch, tmp_path):
     sparsifier = "--config.model.mlp.sparsifier"
     cases = [
         ([f"{sparsifier}.recall_target=0.9"], {"recall_target": 0.9, "k": 4}),
@@ -218,7 +200,7 @@ def test_keys_left_at_their_defaults_and_other_choices_can_be_set_on_the_command
 
 
 @pytest.mark.slow
-def test_evaluate_says_what_the_run_came_to(tmp_path):
+def test_evaluate_says_what_the_run_came_to(launch, tmp_path):
     args = [*TINY, "--config.optimizer.learning_rate=1e30", "--config.optimizer.schedule.warmup=0"]
     launch("train", *args, f"--workdir={tmp_path / 'w'}")
     code, out, err = launch("evaluate", f"--workdir={tmp_path / 'w'}")
@@ -229,16 +211,16 @@ def test_evaluate_says_what_the_run_came_to(tmp_path):
     assert (code, err.count("\n")) == (cli.BAD_INPUT, 1)
 
 
-def test_divergence_has_its_exit_code(tmp_path):
+def test_divergence_has_its_exit_code(launch, tmp_path):
     args = [*TINY, "--config.optimizer.learning_rate=1e30", "--config.optimizer.schedule.warmup=0"]
     code, out, _ = launch("train", *args, f"--workdir={tmp_path / 'w'}")
     assert code == cli.DIVERGED
     assert "diverged at step" in out
 
 
-def test_help_explains_flags_and_exit_codes():
+def test_help_explains_flags_and_exit_codes(launch_alone):
     for module in ("train", "evaluate", "reproduce"):
-        code, out, _ = launch(module, "--help")
+        code, out, _ = launch_alone(module, "--help")
         assert code == cli.DONE
         assert "--workdir" in out
         assert "exit codes: 0 done" in out

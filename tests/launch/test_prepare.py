@@ -29,14 +29,6 @@ def get_config(arg=""):
 """
 
 
-def launch(module, *args, **environment):
-    command = [sys.executable, "-m", f"launch.{module}", *map(str, args)]
-    done = subprocess.run(
-        command, cwd=ROOT, text=True, capture_output=True, timeout=240, check=False, env=os.environ | environment
-    )
-    return done.returncode, done.stdout, done.stderr
-
-
 @pytest.fixture(scope="module")
 def c4(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prepare")
@@ -53,19 +45,19 @@ def c4(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def prepared(c4):
+def prepared(launch_alone, c4):
     args = ("--corpus=json", f"--path={c4 / 'c4'}", f"--out={c4 / 'out'}", "--row=34")
-    return c4 / "out", launch("prepare", *args, PYTHONPATH=str(c4 / "trap"))
+    return c4 / "out", launch_alone("prepare", *args, PYTHONPATH=str(c4 / "trap"))
 
 
-def test_c4_is_prepared_and_trained_on_without_tensorflow(prepared, c4, tmp_path):
+def test_c4_is_prepared_and_trained_on_without_tensorflow(launch_alone, prepared, c4, tmp_path):
     out, (code, printed, err) = prepared
     assert code == cli.DONE, err
     assert "train: 40 documents, 233 rows of 34 tokens, 28 tokens left over" in printed
     assert "validation: 9 documents, 58 rows of 34 tokens, 8 tokens left over" in printed
     assert "shard 2/2" in err
     run = (f"--config={c4 / 'config.py'}:{out}", f"--workdir={tmp_path / 'run'}")
-    code, _, err = launch("train", *run, PYTHONPATH=str(c4 / "trap"))
+    code, _, err = launch_alone("train", *run, PYTHONPATH=str(c4 / "trap"))
     assert code == cli.DONE, err
     records = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [r["step"] for r in records if r["kind"] == "train"] == [0, 1, 2]
@@ -81,7 +73,7 @@ def test_c4_is_prepared_and_trained_on_without_tensorflow(prepared, c4, tmp_path
         (["--corpus=json"], "prepare.corpus.path: required, not given"),
     ],
 )
-def test_a_mistake_is_one_line(args, message, tmp_path):
+def test_a_mistake_is_one_line(launch, args, message, tmp_path):
     code, _, err = launch("prepare", *args, f"--out={tmp_path / 'out'}")
     assert (code, len(err.splitlines())) == (cli.BAD_INPUT, 1)
     assert message in err
@@ -89,7 +81,7 @@ def test_a_mistake_is_one_line(args, message, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_stopped_preparation_says_how_to_go_on(c4, tmp_path, workers):
+def test_a_stopped_preparation_says_how_to_go_on(launch, c4, tmp_path, workers):
     shutil.copytree(c4 / "c4", tmp_path / "c4")
     pipe = tmp_path / "c4" / "c4-train.00001-of-00002.json"
     os.mkfifo(pipe)

@@ -14,13 +14,15 @@ from sparsity.writer import Progress
 
 @pytest.fixture
 def sweep(tiny_config):
+    tiny_config.model.layers, tiny_config.evals.names = 1, ("accuracy", "sparsity", "cost")
     top = recipes.with_top_k(tiny_config, 4)
-    names = ("accuracy", "calibration", "robustness", "sparsity", "neurons", "cost")
-    tiny_config.evals.names = top.evals.names = names
     return lambda scale: [tiny_config, top]
 
 
 def test_a_study_runs_everything_once_and_then_says_finished(tmp_path, sweep):
+    for config in sweep("embedded"):
+        config.model.layers = 2
+        config.evals.names = ("accuracy", "calibration", "robustness", "sparsity", "neurons", "cost")
     first = run_study(STUDIES["quickstart"], sweep, "embedded", tmp_path, Progress(io.StringIO()))
     runs = sorted(p.name.rsplit("-", 1)[0] for p in (tmp_path / "runs").iterdir())
     assert runs == ["tiny", "tiny_top_4"]

@@ -18,15 +18,12 @@ from sparsity.train.step import Objective, gradients
 MESHES = {"single": (1, 1), "sharded": (4, 2)}
 
 
-def _engines(dtype="float32"):
-    engines = {}
-    for name, (data, model) in MESHES.items():
-        config = recipes.with_top_k(recipes.vit_digits(), k=64)
-        config.steps, config.mesh.data, config.mesh.model = 40, data, model
-        config = run_config(config)
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
-        engines[name] = Engine(config)
-    return engines
+def _engine(mesh, dtype="float32"):
+    config = recipes.with_top_k(recipes.vit_digits(), k=64)
+    config.steps, config.model.layers = 40, 2
+    config.mesh.data, config.mesh.model = MESHES[mesh]
+    config = run_config(config)
+    return Engine(dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype)))
 
 
 def _batches(config, n):
@@ -37,7 +34,7 @@ def _batches(config, n):
 @pytest.fixture(scope="module")
 def reference():
     """Host copies of the single-device states before steps 0, 10 and 20, and the batches."""
-    engine = _engines()["single"]
+    engine = _engine("single")
     batches = _batches(engine.config, 21)
     state, placed = engine.new_state()
     step, states = engine.step(placed, record=False), {}
@@ -53,26 +50,25 @@ def _compute(engine, state, batch):
     """Loss, gradients and every block's kept set, from one state on one mesh."""
     config = engine.config
     fn = gradients(Objective(engine.model, config.model, LOSSES[config.model.task], config.seed), record=False)
-    _, placed = engine.new_state()
 
-    def hidden(params, image):
-        _, variables = engine.model.apply(
-            {"params": params}, image, Context(), capture_intermediates=lambda m, _: m.name in ("sparsify", "wi")
-        )
-        return {k: (v["mlp"]["wi"]["__call__"][0], v["mlp"]["sparsify"]["__call__"][0] > 0)
-                for k, v in variables["intermediates"].items()}  # fmt: skip
+    def compute(state, batch):
+        capture = lambda module, _: module.name in ("sparsify", "wi")
+        variables = {"params": state.params}
+        _, found = engine.model.apply(variables, batch["image"], Context(), capture_intermediates=capture)
+        hidden = {k: (v["mlp"]["wi"]["__call__"][0], v["mlp"]["sparsify"]["__call__"][0] > 0)
+                  for k, v in found["intermediates"].items()}  # fmt: skip
+        return fn(state, batch), hidden
 
     with jax.set_mesh(engine.mesh):
-        state, batch = jax.device_put(state, placed), spmd.place_batch(engine.mesh, batch)
-        (sums, _), grads, _, _ = jax.jit(fn)(state, batch)
-        kept = jax.jit(hidden)(state.params, batch["image"])
+        state, batch = jax.device_put(state, engine.placed), spmd.place_batch(engine.mesh, batch)
+        ((sums, _), grads, _, _), kept = jax.jit(compute)(state, batch)
     return float(sums.loss / sums.count), jax.device_get(grads), jax.device_get(kept)
 
 
 @pytest.mark.parametrize("step", [*(pytest.param(i, marks=pytest.mark.slow) for i in (0, 10)), 20])
 def test_loss_and_gradients_from_one_state_agree_across_meshes(reference, step):
     states, batches = reference
-    out = {name: _compute(engine, states[step], batches[step]) for name, engine in _engines().items()}
+    out = {name: _compute(_engine(name), states[step], batches[step]) for name in MESHES}
     (loss_1, grads_1, kept_1), (loss_8, grads_8, kept_8) = out["single"], out["sharded"]
     assert abs(loss_1 - loss_8) <= 1e-6 * abs(loss_1)
     total = np.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(grads_1)))
@@ -96,7 +92,8 @@ def test_loss_and_gradients_from_one_state_agree_across_meshes(reference, step):
 def test_the_float64_loss_curves_of_20_steps_agree_across_meshes():
     curves = {}
     with jax.enable_x64(True):
-        for name, engine in _engines("float64").items():
+        for name in MESHES:
+            engine = _engine(name, "float64")
             state, placed = engine.new_state()
             state = jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, state)
             step, curve = engine.step(placed, record=False), []

@@ -28,7 +28,7 @@ def sweep(tmp_path):
 
     def records(study, measures, early=lambda config: 0.5, weights=lambda config: WEIGHTS):
         out = []
-        for config in expand(load_study_config(study).sweep, "embedded"):
+        for config in configs(study):
             files = Workdir(tmp_path / config.name)
             files.path.mkdir()
             layers = {"hidden": {"nonzero": early(config), "histogram": [1] * 66}}

@@ -1,3 +1,4 @@
+import functools
 import json
 
 import pytest
@@ -11,6 +12,16 @@ from sparsity.studies.runner import Record, expand
 LAYERS = 4
 
 
+@functools.cache
+def config_of(row, seed):
+    return run_config(recipes.with_price_row(recipes.deep_mlp_digits(depth=LAYERS), row, seed))
+
+
+@functools.cache
+def configs(study):
+    return expand(load_study_config(study).sweep, "embedded")
+
+
 @pytest.fixture
 def make(tmp_path):
     """make(row, seed, accuracy=..., zeros=..., q=..., norms=..., losses=...): a run that ended so; None diverged."""
@@ -18,8 +29,7 @@ def make(tmp_path):
     def record(
         row, seed, accuracy=0.9, zeros=0.5, q=(1.0,) * LAYERS, norms=((1.0,) * (LAYERS - 1),), losses=(1.0,) * 8
     ):
-        base = recipes.deep_mlp_digits(depth=LAYERS)
-        config = run_config(recipes.with_price_row(base, row, seed))
+        config = config_of(row, seed)
         files = Workdir(tmp_path / config.name)
         files.path.mkdir()
         lines = [{"kind": "train", "step": i, "loss": loss, "accuracy": 0.5} for i, loss in enumerate(losses)]
@@ -49,7 +59,7 @@ def sweep(tmp_path):
 
     def records(study, accuracy):
         out = []
-        for config in expand(load_study_config(study).sweep, "embedded"):
+        for config in configs(study):
             files = Workdir(tmp_path / config.name)
             files.path.mkdir()
             files.metrics.write_text('{"kind": "sparsity", "step": 0, "layers": {"a": {"nonzero": 0.25}}}\n')

@@ -1,0 +1,115 @@
+"""A config made executable, from scratch or from the last checkpoint of a workdir."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+
+from sparsity import spmd
+from sparsity.checkpoint import Checkpoints
+from sparsity.config import ConfigError
+from sparsity.data.imagenet import published_folders
+from sparsity.evals.predict import Predict, make_predict
+from sparsity.evals.result import Subject
+from sparsity.run.config import RunConfig
+from sparsity.run.workdir import Workdir, WorkdirError
+from sparsity.train.losses import LOSSES
+from sparsity.train.state import TrainState, abstract_state, init_state, shapes_and_specs
+from sparsity.train.step import Objective, gradients, make_train_step
+
+
+class Engine:
+    """A config made executable: model, data, mesh, optimizer and their compiled functions.
+
+    `devices` are those of the mesh, by default all; described ones serve to compile ahead of time.
+    """
+
+    def __init__(self, config: RunConfig, devices: list | None = None):
+        self.config = config
+        self.mesh = spmd.make_mesh(config.mesh, devices)
+        if config.batch % (self.mesh.shape["data"] * config.accumulate):
+            shape = f"{self.mesh.shape['data']} data devices x {config.accumulate} microbatches"
+            raise ConfigError(f"config.batch: {config.batch} is not divisible by {shape}")
+        if jax.process_count() > 1:
+            raise ConfigError(f"{jax.process_count()} processes: only one is supported as yet")
+        if config.evals.batch % self.mesh.shape["data"]:
+            raise ConfigError(
+                f"config.evals.batch: {config.evals.batch} is not divisible by {self.mesh.shape['data']} data devices"
+            )
+        if config.evals.imagenet_c is not None:  # now, not when training has ended
+            published_folders(config.evals.imagenet_c)
+            config.data.class_names()
+        self.model = config.model.build(config.data.classes)
+        self.tx, self.schedule = config.optimizer.build(config.steps)
+        specs = (config.data.inputs[name] for name in config.model.inputs)
+        self.inputs = tuple(np.zeros((1, *spec.shape), spec.dtype) for spec in specs)
+        self._load = functools.cache(config.data.load)
+        self.abstract = self._abstract_state()
+
+    def _abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state; nothing is computed. Raises ConfigError."""
+        shapes, specs = shapes_and_specs(self.model, self.tx, self.inputs)
+        spmd.check_divisible(shapes.params, specs.params, self.mesh)
+        return abstract_state(shapes, spmd.shardings(self.mesh, specs))
+
+    @property
+    def placed(self) -> TrainState:
+        """The shardings of the state."""
+        return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+
+    def new_state(self) -> tuple[TrainState, TrainState]:
+        """The state of step 0, and its shardings."""
+        return init_state(self.model, self.tx, self.mesh, self.config.seed, self.inputs, self.placed)
+
+    def restore(self, checkpoints: Checkpoints, step: int | None = None) -> TrainState:
+        """The state of a checkpoint (the latest by default) on this mesh."""
+        return checkpoints.restore(self.abstract, step)
+
+    def step(self, placed: TrainState, record: bool):
+        """The compiled training step, with or without recording."""
+        config = self.config
+        loss = LOSSES[config.model.task]
+        objective = Objective(self.model, config.model, loss, config.seed, config.noise, config.penalty, config.z_loss)
+        compute = gradients(objective, record, config.accumulate)
+        return make_train_step(compute, self.tx, self.schedule, self.mesh, placed)
+
+    @functools.cached_property
+    def predict(self) -> Predict:
+        """The compiled forward pass of evaluations."""
+        config = self.config
+        loss, keep = LOSSES[config.model.task], config.model.task != "language"
+        return make_predict(
+            self.model, config.model.inputs, loss, self.mesh, config.evals.batch, config.noise, config.seed, keep
+        )
+
+    def subject(self, state: TrainState, split: str) -> Subject:
+        """The network of `state`, as evaluators see it, on the named split."""
+        variables = {"params": state.params, **state.model_state}
+        return Subject(
+            predict=functools.partial(self.predict, variables, step=int(jax.device_get(state.step))),
+            source=self.config.data,
+            load=self._load,
+            model=self.config.model,
+            params=state.params,
+            noise=self.config.noise,
+            config=dataclasses.replace(self.config.evals, split=split),
+            seed=self.config.seed,
+        )
+
+
+def last_state(files: Workdir, config: RunConfig | None = None) -> tuple[Engine, TrainState]:
+    """The engine of a workdir's run, and the state of its last checkpoint; nothing on disk changes.
+
+    `config` is the run's own unless its evaluation has other settings.
+
+    Raises:
+      WorkdirError: the workdir holds no run, or no checkpoint.
+    """
+    engine = Engine(config or files.saved_config())
+    with Checkpoints(files.checkpoints, read_only=True) as checkpoints:
+        if checkpoints.latest() is None:
+            raise WorkdirError(f"workdir {files.path}: holds no checkpoint")
+        return engine, engine.restore(checkpoints)

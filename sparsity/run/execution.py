@@ -1,0 +1,153 @@
+"""Trains and evaluates a run: the engine, the loop, the checkpoints and the records, connected."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sparsity import config as config_lib
+from sparsity.checkpoint import Checkpoints
+from sparsity.data.pipeline import train_batches
+from sparsity.evals import EVALS
+from sparsity.evals.neurons import neurons
+from sparsity.evals.result import Measure, Result, Subject, mean_and_se
+from sparsity.evals.sparsity import by_layer, merge, nonzero_fraction
+from sparsity.run.config import RunConfig
+from sparsity.run.engine import Engine
+from sparsity.run.workdir import Outcome, Workdir, WorkdirError
+from sparsity.train.guard import Diverged
+from sparsity.train.loop import Hooks, train
+from sparsity.writer import MetricsWriter, Progress, read_metrics, write_json
+
+# The evaluator that scores validations in training, by the model's task.
+VALIDATION = {"classification": "accuracy", "reconstruction": "reconstruction", "language": "language"}
+
+
+def evaluate(subject: Subject, names: tuple[str, ...]) -> Result:
+    """Runs the named evaluators on one network and joins their results."""
+    results = [EVALS[name](subject) for name in names]
+    arrays: dict[str, Any] = {}
+    for result in results:
+        arrays |= result.arrays
+    return Result(tuple(m for r in results for m in r.measures), arrays)
+
+
+def run(config: RunConfig, workdir: str | Path, progress: Progress | None = None) -> Outcome:
+    """Trains and evaluates `config` in `workdir`; resumes what is there, returns at once if it ended.
+
+    Raises:
+      WorkdirError: the workdir is unwritable, claimed, or belongs to another config.
+      ConfigError: the config does not fit the devices.
+      Preempted: a stop signal came; the state is saved and the same call resumes.
+    """
+    progress = progress or Progress()
+    files = Workdir(workdir)
+    files.create()
+    if (ended := files.ended(config)) is not None:
+        return ended
+    with files.claim():
+        # Again: another process may have held the claim until now, and ended the run.
+        if (ended := files.ended(config)) is not None:
+            return ended
+        engine = Engine(config)
+        write_json(files.config, config_lib.to_dict(config))
+        outcome = _train_and_evaluate(engine, files, progress)
+        files.write_outcome(outcome)
+    return outcome
+
+
+def _train_and_evaluate(engine: Engine, files: Workdir, progress: Progress) -> Outcome:
+    config = engine.config
+    with Checkpoints(files.checkpoints, config.keep) as checkpoints:
+        meta = {"config": config_lib.to_dict(config)}
+        fresh = checkpoints.latest() is None
+        state = engine.new_state()[0] if fresh else engine.restore(checkpoints)
+        start = int(jax.device_get(state.step))
+        if start > config.steps:
+            raise WorkdirError(f"config.steps: {config.steps} is below the {start} steps that {files.path} has done")
+        # Before a save is under way: data that are missing leave no checkpoint, and TFDS, which changes how modules are
+        # imported while it is, breaks the save's thread, which imports too.
+        batches = train_batches(config.data, config.batch, config.seed, start)
+        if fresh:
+            checkpoints.save(0, state, meta)  # so that a last good checkpoint always exists
+        writer = MetricsWriter(files.metrics, start)
+        progress.start(config.name, start, config.steps)
+        try:
+            state = train(
+                state,
+                batches,
+                engine.step(engine.placed, record=False),
+                engine.step(engine.placed, record=True),
+                engine.mesh,
+                config.steps,
+                config.every,
+                _hooks(engine, checkpoints, meta, writer, progress),
+            )
+        except Diverged as diverged:
+            progress.say(f"{config.name}: diverged at step {diverged.step}")
+            return Outcome("diverged", diverged.step)
+        finally:
+            writer.close()
+            progress.stop()
+        result = evaluate(engine.subject(state, config.evals.split), config.evals.names)
+    measures = (*result.measures, *_machine_measures(files))
+    return Outcome("finished", config.steps, measures, result.arrays)
+
+
+def _hooks(engine, checkpoints: Checkpoints, meta, writer: MetricsWriter, progress: Progress) -> Hooks:
+    """Connects the loop to the files, the progress bar and the evaluators."""
+
+    def on_step(step, metrics):
+        reported = {k: getattr(metrics, k) for k in ("loss", "accuracy", "penalty", "grad_norm", "learning_rate")}
+        values = {k: float(v) for k, v in reported.items() if v is not None}
+        writer.write("train", step, **values)
+        progress.show(**{k: f"{values[k]:.3f}" for k in ("loss", "accuracy") if k in values})
+        progress.update(step + 1)
+
+    def on_record(step, record):
+        layers, fractions = {}, []
+        for layer, stats in merge([by_layer(record.sparsity)]).items():
+            mean, se, n = nonzero_fraction(stats)
+            fractions.append(mean)
+            q = float(stats.variance_sum / stats.examples)
+            above = (stats.above_T / stats.examples).tolist()
+            z = float(stats.power_3xF[0].mean() / stats.tokens)  # over units and tokens
+            layers[layer] = {"nonzero": mean, "se": se, "n": n, "above": above, "q": q, "mean": z}
+            layers[layer]["histogram"] = stats.histogram.tolist()
+        writer.write("sparsity", step, layers=layers)
+        writer.write("gradients", step, norms={name: norm.tolist() for name, norm in record.grad_norms.items()})
+        writer.write("weights", step, modules=jax.tree.map(lambda x: x.tolist(), record.weights))
+        progress.show(nonzero=f"{100 * np.mean(fractions):.1f}%")
+
+    def on_eval(step, state):
+        subject = engine.subject(state, "validation")
+        always = (VALIDATION[engine.config.model.task], "sparsity")
+        measures = evaluate(subject, (*always, *engine.config.evals.during)).measures
+        measures += neurons(subject).measures
+        writer.write("validation", step, **{m.name: m.value for m in measures})
+
+    def on_speed(step, seconds, n):
+        writer.write("speed", step, seconds_per_step=seconds, n=n)
+
+    def save(step, state):
+        checkpoints.save(step, state, meta)
+
+    return Hooks(on_step, on_record, on_eval, on_speed, save)
+
+
+def _machine_measures(files: Workdir) -> tuple[Measure, ...]:
+    """Speed and memory: figures of this machine, not of the network; never bit-reproducible."""
+    windows = [1 / r["seconds_per_step"] for r in read_metrics(files.metrics) if r["kind"] == "speed"]
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = kilobytes / 1024**2 if sys.platform != "darwin" else kilobytes / 1024**3
+    text = "most resident memory on the host that the process ever had, earlier runs of the same process included"
+    out = [Measure("peak_memory_gib", memory, None, 1, text, "GiB")]
+    if windows:
+        text = "training steps per second, mean over n windows of plain steps (no compile, record, eval or save)"
+        out.insert(0, Measure("steps_per_second", *mean_and_se(windows), len(windows), text, "steps/s"))
+    return tuple(out)

@@ -1,0 +1,78 @@
+"""The launchers as a user meets them: processes, with exit codes and what they print."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# Forks itself for every command that it reads: to import jax and all that takes longer than most commands do.
+SERVER = """
+import gc, json, os, runpy, signal, sys, traceback
+import launch.cli, sparsity.convert.checkpoints, sparsity.convert.prepare, sparsity.studies.runner
+
+gc.freeze()
+for line in sys.stdin:
+    args, env, out, err = json.loads(line)
+    child = os.fork()
+    if not child:
+        signal.alarm(240)
+        for path, stream in ((os.devnull, 0), (out, 1), (err, 2)):
+            os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), stream)
+        os.environ.clear()
+        os.environ.update(env)
+        sys.argv = args
+        try:
+            runpy.run_module(args[0], run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            code = end.code
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # without taking every module apart
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def environment():
+    """One device, and programs compiled in haste."""
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    return env | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
+
+@pytest.fixture(scope="session")
+def launch_alone():
+    """launch_alone("train", *flags): (exit code, what it printed, errors) of a process of its own."""
+
+    def launch(module, *args, **more):
+        command = [sys.executable, "-m", f"launch.{module}", *map(str, args)]
+        env = environment() | more
+        done = subprocess.run(command, cwd=ROOT, env=env, text=True, capture_output=True, timeout=240, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    return launch
+
+
+@pytest.fixture(scope="session")
+def launch(tmp_path_factory):
+    """The same of a fork of one process, which has imported everything."""
+    command = [sys.executable, "-c", SERVER]
+    out, err = (tmp_path_factory.mktemp("launch") / name for name in ("out", "err"))
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, env=environment(), text=True, stdin=pipe, stdout=pipe) as server:
+
+        def launch(module, *args):
+            out.write_text("")
+            err.write_text("")
+            job = [[f"launch.{module}", *map(str, args)], environment(), str(out), str(err)]
+            server.stdin.write(f"{json.dumps(job)}\n")
+            server.stdin.flush()
+            return int(server.stdout.readline()), out.read_text(), err.read_text()
+
+        yield launch

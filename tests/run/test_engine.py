@@ -1,0 +1,10 @@
+import jax
+
+from sparsity.run import Engine, run_config
+
+
+def test_the_devices_of_an_engine_can_be_given(tiny_config):
+    tiny_config.mesh.data = -1
+    engine = Engine(run_config(tiny_config), jax.devices()[:2])
+    assert engine.mesh.devices.ravel().tolist() == jax.devices()[:2]
+    assert {s.mesh for s in jax.tree.leaves(engine.placed)} == {engine.mesh}
