@@ -26,6 +26,7 @@ from sparsity.data import SOURCES
 from sparsity.data.imagenet import published_folders
 from sparsity.data.pipeline import train_batches
 from sparsity.evals import EVALS, TASKS
+from sparsity.evals.generate import read_prompts
 from sparsity.evals.neurons import neurons
 from sparsity.evals.predict import Predict, make_predict
 from sparsity.evals.result import EvalConfig, Measure, Result, Subject, mean_and_se
@@ -304,6 +305,8 @@ class Engine:
         if config.evals.imagenet_c is not None:  # now, not when training has ended
             published_folders(config.evals.imagenet_c)
             config.data.class_names()
+        if "generate" in (*config.evals.names, *config.evals.during):
+            read_prompts(config.evals.prompts)
         self.model = config.model.build(config.data.classes)
         self.tx, self.schedule = config.optimizer.build(config.steps)
         specs = (config.data.inputs[name] for name in config.model.inputs)
@@ -357,6 +360,7 @@ class Engine:
             load=self._load,
             model=self.config.model,
             params=state.params,
+            mesh=self.mesh,
             noise=self.config.noise,
             config=dataclasses.replace(self.config.evals, split=split),
             seed=self.config.seed,
