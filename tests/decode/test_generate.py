@@ -126,7 +126,7 @@ def test_each_step_has_the_logits_of_the_whole_pass():
     ctx = Context(slots=LENGTH)
     logits, kept = apply({"params": params}, INPUTS, SEGMENTS, ctx, method="start")
     for t in range(LENGTH):
-        np.testing.assert_allclose(logits, whole[:, t], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(logits, whole[:, t], rtol=1e-4, atol=1e-4)  # matrices of twice their usual size
         if t + 1 < LENGTH:
             at = ctx.replace(place=jnp.int32(t + 1))
             logits, kept = apply({"params": params, **kept}, said[:, t + 1], SEGMENTS, at, method="step")
