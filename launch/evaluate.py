@@ -1,9 +1,11 @@
 """Restores a run's last checkpoint and evaluates it; without --set the numbers are those of training, bit for bit.
 
 python -m launch.evaluate --workdir=W [--evals=accuracy,sparsity] [--set=split=validation] [--out=F.json]
+python -m launch.evaluate --workdir=W --evals=generate --set=prompts=FILE [--set=temperature=0.8] [--set=top_p=0.9]
 """
 
 import dataclasses
+import json
 from pathlib import Path
 
 from absl import flags
@@ -39,11 +41,14 @@ def evaluate() -> int:
     status = "unfinished" if recorded is None else recorded.status
     outcome = run_lib.Outcome(status, step, result.measures, result.arrays)
     print(report.text_table({config.name: outcome}))
+    generated = result.arrays["generated"] if "generate" in names else []
+    for one in generated:
+        print(json.dumps(one, ensure_ascii=False))
     against = _against_record(recorded, outcome) if config == saved else f"with {', '.join(_SET.value)}"
     print(f"checkpoint of step {step} of {config.steps}; {against}")
     if _OUT.value:
         record = {"step": step, "measures": [dataclasses.asdict(m) for m in result.measures]}
-        write_json(Path(_OUT.value), record)
+        write_json(Path(_OUT.value), record | ({"generated": generated} if "generate" in names else {}))
     return cli.DONE
 
 

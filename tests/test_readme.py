@@ -37,6 +37,7 @@ def test_every_file_of_the_package_has_its_place_in_a_test():
         "sparsity/convert/vit.py": "tests/convert/test_timm.py",
         "sparsity/decode/weights.py": "tests/decode/test_generate.py",
         "sparsity/data/next_tokens.py": "tests/data/test_vocabularies.py",
+        "sparsity/models/decoder.py": "tests/decode/test_generate.py",
         "sparsity/layers/scan.py": "tests/models/test_t5.py",
         "sparsity/layers/dense.py": "tests/test_spmd.py",
         "sparsity/layers/norms.py": "tests/test_spmd.py",

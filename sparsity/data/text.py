@@ -19,6 +19,7 @@ import numpy as np
 from sparsity.config import ConfigError, lookup
 from sparsity.data.mock import MockText
 from sparsity.data.pipeline import TextSource, Windows
+from sparsity.data.vocabularies import PlainBytes, Vocabulary
 
 _BLOCKS = 40  # equal parts of a text
 # Split -> runs of blocks (from, up to) of every ten. A window lies within one run, so no byte is in two splits.
@@ -40,7 +41,8 @@ class ByteSource(TextSource):
     length: int = 128
     stride: int = 32
 
-    classes: ClassVar[int] = 256
+    classes: ClassVar[int] = PlainBytes.classes
+    vocabulary: ClassVar[Vocabulary] = PlainBytes()
 
     def __post_init__(self):
         for field in ("length", "stride"):

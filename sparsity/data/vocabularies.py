@@ -13,6 +13,7 @@ import numpy as np
 from sparsity.config import ConfigError
 
 PAD, EOS = 0, 1
+ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>")  # of a text, in GPT-2, in Llama 3, and in Llama 1 and 2
 
 
 class Vocabulary(Protocol):
@@ -23,6 +24,7 @@ class Vocabulary(Protocol):
       sentinel: the first token that stands for a span; the i-th is `sentinel - i`.
       sentinels: how many there are.
       words: (from, up to) of the tokens that a masked token may be changed to.
+      end: the token that ends a text; None: there is none.
       identity: what decides the tokens of a text, on one line.
     """
 
@@ -30,6 +32,7 @@ class Vocabulary(Protocol):
     sentinel: int
     sentinels: int
     words: tuple[int, int]
+    end: int | None
     identity: str
 
     def encode(self, text: str) -> np.ndarray:
@@ -52,6 +55,7 @@ class Bytes:
 
     classes: ClassVar[int] = 384
     offset: ClassVar[int] = 3
+    end: ClassVar[int | None] = EOS
     identity: ClassVar[str] = "bytes"
 
     @property
@@ -78,6 +82,16 @@ class Bytes:
         tokens = np.asarray(tokens)
         kept = tokens[(tokens >= self.offset) & (tokens < self.offset + 256)]
         return (kept - self.offset).astype(np.uint8).tobytes().decode(errors="replace")
+
+
+@dataclasses.dataclass(frozen=True)
+class PlainBytes(Bytes):
+    """A token a byte of UTF-8, and no other token."""
+
+    classes: ClassVar[int] = 256
+    offset: ClassVar[int] = 0
+    end: ClassVar[int | None] = None
+    identity: ClassVar[str] = "plain bytes"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +132,12 @@ class SentencePiece:
     def words(self) -> tuple[int, int]:
         """The pieces, without padding, end and unknown."""
         return EOS + 2, self._model.get_piece_size()
+
+    @property
+    def end(self) -> int | None:
+        """The model's own: 1 in T5's, 2 in Llama's."""
+        end = self._model.eos_id()
+        return None if end < 0 else end
 
     def encode(self, text: str) -> np.ndarray:
         """The tokens of `text` [n], int32, without an end."""
@@ -183,6 +203,12 @@ class TokenizerFile:
     def words(self) -> tuple[int, int]:
         """All tokens, as Devlin et al. 2019 draw them."""
         return 0, self._tokenizer.get_vocab_size()
+
+    @property
+    def end(self) -> int | None:
+        """The first of `ENDS` that it has; the file itself does not say which token it is."""
+        found = (self._tokenizer.token_to_id(name) for name in ENDS)
+        return next((token for token in found if token is not None), None)
 
     def encode(self, text: str) -> np.ndarray:
         """The tokens of `text` [n], int32."""

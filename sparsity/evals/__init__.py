@@ -4,6 +4,7 @@ from sparsity.evals.accuracy import accuracy
 from sparsity.evals.calibration import calibration
 from sparsity.evals.cost import cost
 from sparsity.evals.exemplars import exemplars
+from sparsity.evals.generate import generate
 from sparsity.evals.language import language
 from sparsity.evals.neurons import neurons
 from sparsity.evals.noise_effects import noise_covariance, noise_terms
@@ -30,6 +31,7 @@ EVALS: dict[str, Evaluator] = {
     "exemplars": exemplars,
     "noise_covariance": noise_covariance,
     "noise_terms": noise_terms,
+    "generate": generate,
 }
 
 # The task whose models an evaluator scores; those that are not here measure any model.
@@ -40,4 +42,5 @@ TASKS: dict[str, str] = {
     "reconstruction": "reconstruction",
     "language": "language",
     "thresholds": "language",
+    "generate": "language",
 }

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from sparsity.config import ConfigError, later
 from sparsity.data.pipeline import Batch, Lazy, Source, Split, read_whole
@@ -52,7 +53,7 @@ class Measure:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """An evaluator's measures, and the arrays that figures need (lists of numbers by name)."""
+    """An evaluator's measures, and by name the arrays that figures need (lists of numbers) and the texts it made."""
 
     measures: tuple[Measure, ...]
     arrays: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -76,6 +77,11 @@ class EvalConfig:
       during: evaluators of the validation split while training, beside those that always are.
       imagenet_c: directory of the published ImageNet-C (gaussian_noise/1 and so on), whose images the robustness
         evaluator then reads; None: it makes the noise.
+      prompts: file of what the evaluator `generate` reads, one prompt a line.
+      length: tokens that it says after each, at most.
+      temperature: at which it draws them; 0: they are the most likely ones.
+      top_p: probability of the nucleus that it draws from, 1 being all tokens.
+      seed: of what it draws; None: the run's.
     """
 
     names: tuple[str, ...]
@@ -89,6 +95,11 @@ class EvalConfig:
     rises: tuple[float, ...] = later((0.01,))
     during: tuple[str, ...] = later(())
     imagenet_c: str | None = later(None)
+    prompts: str | None = later(None)
+    length: int = later(64)
+    temperature: float = later(0.0)
+    top_p: float = later(1.0)
+    seed: int | None = later(None)
 
     def __post_init__(self):
         if self.batch < 1:
@@ -97,6 +108,18 @@ class EvalConfig:
             raise ValueError(f"ece_bins: must be at least 1, got {self.ece_bins}")
         if not self.rises or not all(0 < rise < math.inf for rise in self.rises):
             raise ValueError(f"rises: shares above 0 are needed, such as (0.01,), got {self.rises}")
+        if self.length < 1:
+            raise ValueError(f"length: must be at least 1, got {self.length}")
+        if self.temperature < 0:
+            raise ValueError(f"temperature: must be at least 0, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p: must be in (0, 1], got {self.top_p}")
+        if self.top_p < 1 and not self.temperature:
+            raise ValueError(
+                f"top_p: at temperature 0 nothing is drawn; with {self.top_p} give a temperature, such as 1"
+            )
+        if self.seed is not None and not 0 <= self.seed < 1 << 32:
+            raise ValueError(f"seed: must be in [0, 2^32), got {self.seed}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +171,7 @@ class Subject:
       load: the name of a split -> its examples (in the source's units).
       model: the model's settings (its MLPs and FLOPs).
       params: its parameters.
+      mesh: the devices they lie on.
       noise: what training adds to its input; None for nothing.
       config: the evaluation's settings.
       seed: of anything an evaluator draws.
@@ -158,6 +182,7 @@ class Subject:
     load: Callable[[str], Split | Lazy]
     model: Any
     params: Any
+    mesh: Mesh
     noise: Any
     config: EvalConfig
     seed: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -20,7 +21,8 @@ CACHE = "cache"  # the variable collection of keys and values that attention kee
 class SelfAttention(nn.Module):
     """softmax(Q K^T / sqrt(d_head)) V, then an output projection; [B, L, D] to [B, L, D].
 
-    Scores and softmax are at least float32 whatever the compute dtype.
+    Scores and softmax are at least float32 whatever the compute dtype. With `ctx.slots` keys and values are kept (see
+    `kept`), and with `ctx.place` the one token reads those that `ctx.seen_BxM` names.
 
     Attributes:
       heads: H; divides D.
@@ -51,15 +53,16 @@ class SelfAttention(nn.Module):
             out = dense(d_model, ("embed", "heads"), kernel_init=self.kernel_init, name=name, **settings)
             return axes.constrain(out(x_BxLxD).reshape(split), ("batch", "length", "heads", "head_dim"))
 
-        q_BxLxHxK, k_BxLxHxK, v_BxLxHxK = project("query"), project("key"), project("value")
+        q_BxLxHxK, k_BxMxHxK, v_BxMxHxK = project("query"), project("key"), project("value")
+        if ctx.slots:
+            k_BxMxHxK, v_BxMxHxK = kept_pair(self, k_BxMxHxK, v_BxMxHxK, ctx)
         precise = jnp.promote_types(q_BxLxHxK.dtype, jnp.float32)
-        scores_BxHxLxL = jnp.einsum("bqhd,bkhd->bhqk", q_BxLxHxK, k_BxLxHxK, preferred_element_type=precise)
+        scores_BxHxLxM = jnp.einsum("bqhd,bkhd->bhqk", q_BxLxHxK, k_BxMxHxK, preferred_element_type=precise)
         if self.causal:
-            place_L = jnp.arange(length)
-            scores_BxHxLxL = jnp.where(place_L[:, None] >= place_L, scores_BxHxLxL, -jnp.inf)
-        weights_BxHxLxL = jax.nn.softmax(scores_BxHxLxL / split[-1] ** 0.5).astype(v_BxLxHxK.dtype)
-        weights_BxHxLxL = nn.Dropout(self.dropout, deterministic=not ctx.train)(weights_BxHxLxL)
-        y_BxLxD = jnp.einsum("bhqk,bkhd->bqhd", weights_BxHxLxL, v_BxLxHxK).reshape(x_BxLxD.shape)
+            scores_BxHxLxM = causal(scores_BxHxLxM, ctx)
+        weights_BxHxLxM = jax.nn.softmax(scores_BxHxLxM / split[-1] ** 0.5).astype(v_BxMxHxK.dtype)
+        weights_BxHxLxM = nn.Dropout(self.dropout, deterministic=not ctx.train)(weights_BxHxLxM)
+        y_BxLxD = jnp.einsum("bhqk,bkhd->bqhd", weights_BxHxLxM, v_BxMxHxK).reshape(x_BxLxD.shape)
         out = dense(d_model, ("heads", "embed"), kernel_init=self.out_init, name="out", **settings)
         return axes.constrain(out(y_BxLxD), ("batch", "length", "embed"))
 
@@ -111,7 +114,8 @@ class T5Attention(nn.Module):
         settings = {"use_bias": False, "dtype": self.dtype}
         q_BxLxHxK = project("query", x_BxLxD, 1 / self.head_dim)
         read = memory_BxMxD if self.cross else x_BxLxD
-        k_BxHxMxK, v_BxHxMxK = (self._kept(name, lambda n=name: project(n, read), ctx) for name in ("key", "value"))
+        of = lambda name: kept(self, name, lambda: project(name, read), ctx, fixed=self.cross)
+        k_BxHxMxK, v_BxHxMxK = of("key"), of("value")
         precise = jnp.promote_types(q_BxLxHxK.dtype, jnp.float32)
         scores_BxHxLxM = jnp.einsum("bqhd,bhkd->bhqk", q_BxLxHxK, k_BxHxMxK, preferred_element_type=precise)
         if bias_1xHxLxM is not None:
@@ -125,25 +129,58 @@ class T5Attention(nn.Module):
         out = dense(x_BxLxD.shape[-1], ("heads", "embed"), kernel_init=init, name="out", **settings)
         return axes.constrain(out(y_BxLxHxK.reshape(*x_BxLxD.shape[:2], -1)), ("batch", "length", "embed"))
 
-    def _kept(self, name: str, project, ctx: Context) -> jax.Array:
-        """Keys or values [B, H, M, K] of all tokens that can be read: heads first, as the products read them."""
-        kept, before = f"{name}s", None  # another name than the matrix's
-        if ctx.place is not None:
-            if not self.has_variable(CACHE, kept):
-                raise ValueError("place: there is no cache of the tokens before it")
-            before = self.get_variable(CACHE, kept)
-            if self.cross:
-                return before
-        kept_BxHxMxK = project().swapaxes(1, 2)
-        if not ctx.slots:
-            return kept_BxHxMxK
-        if before is not None:
-            kept_BxHxMxK = jax.lax.dynamic_update_slice_in_dim(before, kept_BxHxMxK, ctx.place, 2)
-        stored = kept_BxHxMxK
-        if not self.cross:
-            stored = jnp.pad(stored, ((0, 0), (0, 0), (0, ctx.slots - stored.shape[2]), (0, 0)))
-        self.put_variable(CACHE, kept, axes.constrain(stored, ("batch", "heads", "length", "head_dim")))
-        return kept_BxHxMxK
+
+def kept(
+    module: nn.Module, name: str, project: Callable[[], jax.Array], ctx: Context, fixed: bool = False
+) -> jax.Array:
+    """Keys or values [B, H, M, K] of all tokens that can be read: heads first, as the products read them.
+
+    Of the tokens that are read now `project` makes them, [B, L, H, K]. With `ctx.slots` they are kept in a cache that
+    has room for as many, in which the token at `ctx.place` takes its place; it lies on the mesh by batch and heads.
+
+    Args:
+      module: whose attention it is.
+      name: of the matrix, such as "key".
+      fixed: made once, of a memory, and then read as they are.
+
+    Raises:
+      ValueError: `ctx.place` without the cache of the tokens before it.
+    """
+    stored, before = f"{name}s", None  # another name than the matrix's
+    if ctx.place is not None:
+        if not module.has_variable(CACHE, stored):
+            raise ValueError("place: there is no cache of the tokens before it")
+        before = module.get_variable(CACHE, stored)
+        if fixed:
+            return before
+    now_BxHxMxK = project().swapaxes(1, 2)
+    if not ctx.slots:
+        return now_BxHxMxK
+    if before is not None:
+        now_BxHxMxK = jax.lax.dynamic_update_slice_in_dim(before, now_BxHxMxK, ctx.place, 2)
+    room = 0 if fixed else ctx.slots - now_BxHxMxK.shape[2]
+    whole_BxHxMxK = jnp.pad(now_BxHxMxK, ((0, 0), (0, 0), (0, room), (0, 0)))
+    module.put_variable(CACHE, stored, axes.constrain(whole_BxHxMxK, ("batch", "heads", "length", "head_dim")))
+    return now_BxHxMxK
+
+
+def kept_pair(
+    module: nn.Module, k_BxLxHxK: jax.Array, v_BxLxHxK: jax.Array, ctx: Context
+) -> tuple[jax.Array, jax.Array]:
+    """Keys and values [B, M, H, K] of all tokens that can be read, of those that are read now; see `kept`."""
+    of = lambda name, now_BxLxHxK: kept(module, name, lambda: now_BxLxHxK, ctx).swapaxes(1, 2)
+    return of("key", k_BxLxHxK), of("value", v_BxLxHxK)
+
+
+def causal(scores: jax.Array, ctx: Context) -> jax.Array:
+    """Scores [B, ..., L, M] with -inf at the keys that a query does not see: those after it.
+
+    With `ctx.place` there is one query, which sees what `ctx.seen_BxM` names.
+    """
+    if ctx.place is None:
+        place_L = jnp.arange(scores.shape[-1])
+        return jnp.where(place_L[:, None] >= place_L, scores, -jnp.inf)
+    return jnp.where(jnp.expand_dims(ctx.seen_BxM, range(1, scores.ndim - 1)), scores, -jnp.inf)
 
 
 def buckets_of(distances: np.ndarray, buckets: int, max_distance: int, both: bool) -> np.ndarray:

@@ -8,35 +8,40 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsity import axes
+from sparsity.layers.attention import causal, kept_pair
 from sparsity.layers.dense import dense
 from sparsity.layers.initializers import gpt2_weights
 from sparsity.layers.sparsify import Context
 
 
-def rotated(x_BxLxHxK: jax.Array, theta: float) -> jax.Array:
+def rotated(x_BxLxHxK: jax.Array, theta: float, position_B: jax.Array | None = None, positions: int = 0) -> jax.Array:
     """Rotates numbers j and j + K/2 of token t's heads, as one point of a plane, by the angle t theta^(-2 j / K).
 
     The product of a rotated query and a rotated key depends on their distance alone. Halves are paired, as in Hugging
     Face's checkpoints of Llama; Su et al. pair neighbours, which is the same up to the order of the numbers.
-    Angles are float32 at least; the result has the dtype of `x`.
+    Angles are float32 at least; the result has the dtype of `x`. With `position_B` there is one token a row, which is
+    the one at that position, below `positions`.
 
     >>> rotated(jnp.ones((1, 1, 1, 4)), 10_000.0)  # the first token is where it was
     Array([[[[1., 1., 1., 1.]]]], dtype=float32)
     """
-    length, size = x_BxLxHxK.shape[1], x_BxLxHxK.shape[-1]
+    length, size = x_BxLxHxK.shape[1] if position_B is None else positions, x_BxLxHxK.shape[-1]
     speed_J = theta ** (-np.arange(0, size, 2) / size)
     angle_LxJ = np.arange(length)[:, None] * speed_J  # float64, on the host: exact at any length
     precise = jnp.promote_types(x_BxLxHxK.dtype, jnp.float32)
-    cos_Lx1xJ, sin_Lx1xJ = (jnp.asarray(f(angle_LxJ)[:, None], precise) for f in (np.cos, np.sin))
+    cos, sin = (jnp.asarray(f(angle_LxJ)[:, None], precise) for f in (np.cos, np.sin))  # [L, 1, J]
+    if position_B is not None:
+        cos, sin = cos[position_B][:, None], sin[position_B][:, None]  # [B, 1, 1, J]
     first, second = jnp.split(x_BxLxHxK.astype(precise), 2, axis=-1)
-    halves = first * cos_Lx1xJ - second * sin_Lx1xJ, second * cos_Lx1xJ + first * sin_Lx1xJ
+    halves = first * cos - second * sin, second * cos + first * sin
     return jnp.concatenate(halves, axis=-1).astype(x_BxLxHxK.dtype)
 
 
 class RotaryAttention(nn.Module):
     """softmax(R(Q) R(K)^T / sqrt(d_head)) V of each token and those before it, then an output projection; no biases.
 
-    Scores and softmax are at least float32 whatever the compute dtype.
+    Scores and softmax are at least float32 whatever the compute dtype. With `ctx.slots` rotated keys and values are
+    kept (see `attention.kept`), and with `ctx.place` the one token reads those that `ctx.seen_BxM` names.
 
     Attributes:
       heads: H, of the queries.
@@ -63,16 +68,16 @@ class RotaryAttention(nn.Module):
             split = (batch, length, heads, self.head_dim)
             return axes.constrain(out(x_BxLxD).reshape(split), ("batch", "length", "heads", "head_dim"))
 
-        q_BxLxHxK = rotated(project("query", self.heads), self.theta)
-        k_BxLxGxK = rotated(project("key", self.kv_heads), self.theta)
-        v_BxLxGxK = project("value", self.kv_heads)
+        turn = lambda y_BxLxHxK: rotated(y_BxLxHxK, self.theta, ctx.position_B, ctx.slots)
+        q_BxLxHxK = turn(project("query", self.heads))
+        k_BxMxGxK, v_BxMxGxK = turn(project("key", self.kv_heads)), project("value", self.kv_heads)
+        if ctx.slots:
+            k_BxMxGxK, v_BxMxGxK = kept_pair(self, k_BxMxGxK, v_BxMxGxK, ctx)
         q_BxLxGxRxK = q_BxLxHxK.reshape(batch, length, self.kv_heads, -1, self.head_dim)
         precise = jnp.promote_types(q_BxLxHxK.dtype, jnp.float32)
-        scores = jnp.einsum("bqgrd,bkgd->bgrqk", q_BxLxGxRxK, k_BxLxGxK, preferred_element_type=precise)
-        place_L = jnp.arange(length)
-        scores = jnp.where(place_L[:, None] >= place_L, scores, -jnp.inf)
-        weights = jax.nn.softmax(scores / self.head_dim**0.5).astype(v_BxLxGxK.dtype)
-        y_BxLxD = jnp.einsum("bgrqk,bkgd->bqgrd", weights, v_BxLxGxK).reshape(batch, length, -1)
+        scores = jnp.einsum("bqgrd,bkgd->bgrqk", q_BxLxGxRxK, k_BxMxGxK, preferred_element_type=precise)
+        weights = jax.nn.softmax(causal(scores, ctx) / self.head_dim**0.5).astype(v_BxMxGxK.dtype)
+        y_BxLxD = jnp.einsum("bgrqk,bkgd->bqgrd", weights, v_BxMxGxK).reshape(batch, length, -1)
         return axes.constrain(
             dense(d_model, ("heads", "embed"), name="out", **settings)(y_BxLxD), ("batch", "length", "embed")
         )

@@ -46,6 +46,8 @@ class Context:
       hand_out: sow `Activated` (static), what penalties on activations read.
       slots: tokens that the cache of what attention has read has room for; 0 is no cache (static).
       place: of the one token that is read now, those before it being in the cache; None: whole sequences are read.
+      position_B: its place in its own row, where prompts of different lengths stand before it.
+      seen_BxM: True for the places of the cache that it sees, where those are not all up to its own.
       tail: of h: "kept"; "measured", its `layers.tail.TailStats` sown; or "cut" off and measured (static).
     """
 
@@ -58,6 +60,8 @@ class Context:
     hand_out: bool = flax.struct.field(pytree_node=False, default=False)
     slots: int = flax.struct.field(pytree_node=False, default=0)
     place: Any = None
+    position_B: jax.Array | None = None
+    seen_BxM: jax.Array | None = None
     tail: str = flax.struct.field(pytree_node=False, default="kept")
 
 

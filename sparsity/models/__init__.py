@@ -5,7 +5,8 @@ of a batch that its module takes), `build(classes)`, `check_input(shape)`, `redu
 one of the same kind for `--smoke`, and its costs per token: `skippable_flops(shape, classes)`, what
 zeros can save by the name each layer records under, and `flops(shape, classes, density)`; `shape` is
 that of its inputs, one after the other (`shape_of`). Those whose first layer is a matrix have `encoder(params)`, its
-weights and biases, and `phi`.
+weights and biases, and `phi`. The modules of those that say tokens one by one (T5, GPT-2, Llama) have `start` and
+`step`, see `models.decoder`.
 """
 
 from typing import Any

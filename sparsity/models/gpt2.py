@@ -17,6 +17,7 @@ from sparsity.layers.mlp import MLPConfig, SparseMLP, mlp_flops
 from sparsity.layers.noise import Noise
 from sparsity.layers.norms import layer_norm
 from sparsity.layers.sparsify import Context
+from sparsity.models.decoder import Decoder
 
 _EPSILON = 1e-5  # of every LayerNorm
 
@@ -127,28 +128,34 @@ class Block(nn.Module):
         return x_BxLxD + drop(SparseMLP(mlp, cfg.dtype, residuals=residuals, name="mlp")(y_BxLxD, ctx))
 
 
-class GPT2(nn.Module):
+class GPT2(Decoder):
     """Tokens [B, L] to logits [B, L, V], float32 at least: those at t are of token t + 1.
 
     The logits are x E^T, E the embedding that read the tokens. A token beyond the vocabulary makes its
-    example's NaN.
+    example's NaN. With `last` [B] they are those at that place of each row alone, [B, 1, V].
     """
 
     config: GPT2Config
     classes: int
 
     @nn.compact
-    def __call__(self, tokens_BxL: jax.Array, ctx: Context) -> jax.Array:
+    def __call__(self, tokens_BxL: jax.Array, ctx: Context, last_B: jax.Array | None = None) -> jax.Array:
         cfg = self.config
         embedding = named(gpt2_weights(), "vocab", "embed")
         embedding_VxD = self.param("embedding", embedding, (self.classes, cfg.d_model))
         position = named(gpt2_weights(), "length", "embed")
-        position_LxD = self.param("position", position, (cfg.positions, cfg.d_model))[: tokens_BxL.shape[1]]
-        x_BxLxD = (jnp.take(embedding_VxD, tokens_BxL, axis=0) + position_LxD).astype(cfg.dtype)
+        position_PxD = self.param("position", position, (cfg.positions, cfg.d_model))
+        if ctx.position_B is None:
+            positions = position_PxD[: tokens_BxL.shape[1]]
+        else:
+            positions = position_PxD[ctx.position_B][:, None]
+        x_BxLxD = (jnp.take(embedding_VxD, tokens_BxL, axis=0) + positions).astype(cfg.dtype)
         x_BxLxD = nn.Dropout(cfg.dropout, deterministic=not ctx.train)(x_BxLxD)
         x_BxLxD = axes.constrain(x_BxLxD, ("batch", "length", "embed"))
         for name in cfg.mlps():
             x_BxLxD = Block(cfg, name=name)(x_BxLxD, ctx)
+        if last_B is not None:
+            x_BxLxD = jnp.take_along_axis(x_BxLxD, last_B[:, None, None], axis=1)
         x_BxLxD = layer_norm("norm", cfg.dtype, _EPSILON)(x_BxLxD)
         precise = jnp.promote_types(x_BxLxD.dtype, jnp.float32)
         logits_BxLxV = jnp.einsum("bld,vd->blv", x_BxLxD.astype(precise), embedding_VxD)

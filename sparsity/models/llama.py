@@ -16,6 +16,7 @@ from sparsity.layers.mlp import MLPConfig, SparseMLP, kept_flops, mlp_flops
 from sparsity.layers.norms import rms_norm
 from sparsity.layers.rotary import RotaryAttention
 from sparsity.layers.sparsify import Context
+from sparsity.models.decoder import Decoder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,23 +136,26 @@ class Block(nn.Module):
         )
 
 
-class Llama(nn.Module):
+class Llama(Decoder):
     """Tokens [B, L] to logits [B, L, V], float32 at least: those at t are of token t + 1.
 
-    A token beyond the vocabulary makes its example's NaN.
+    A token beyond the vocabulary makes its example's NaN. With `last` [B] the logits are those at that place of each
+    row alone, [B, 1, V].
     """
 
     config: LlamaConfig
     classes: int
 
     @nn.compact
-    def __call__(self, tokens_BxL: jax.Array, ctx: Context) -> jax.Array:
+    def __call__(self, tokens_BxL: jax.Array, ctx: Context, last_B: jax.Array | None = None) -> jax.Array:
         cfg = self.config
         embedding_VxD = self.param("embedding", named(gpt2_weights(), "vocab", "embed"), (self.classes, cfg.d_model))
         x_BxLxD = jnp.take(embedding_VxD, tokens_BxL, axis=0).astype(cfg.dtype)
         x_BxLxD = axes.constrain(x_BxLxD, ("batch", "length", "embed"))
         for name in cfg.mlps():
             x_BxLxD = Block(cfg, name=name)(x_BxLxD, ctx)
+        if last_B is not None:
+            x_BxLxD = jnp.take_along_axis(x_BxLxD, last_B[:, None, None], axis=1)
         x_BxLxD = rms_norm("norm", cfg.dtype, cfg.epsilon)(x_BxLxD)
         x_BxLxD = x_BxLxD.astype(jnp.promote_types(x_BxLxD.dtype, jnp.float32))
         if cfg.tied:

@@ -12,6 +12,7 @@ from sparsity import spmd
 from sparsity.checkpoint import Checkpoints
 from sparsity.config import ConfigError
 from sparsity.data.imagenet import published_folders
+from sparsity.evals.generate import read_prompts
 from sparsity.evals.predict import Predict, make_predict
 from sparsity.evals.result import Subject
 from sparsity.run.config import RunConfig
@@ -42,6 +43,8 @@ class Engine:
         if config.evals.imagenet_c is not None:  # now, not when training has ended
             published_folders(config.evals.imagenet_c)
             config.data.class_names()
+        if "generate" in (*config.evals.names, *config.evals.during):
+            read_prompts(config.evals.prompts)
         self.model = config.model.build(config.data.classes)
         self.tx, self.schedule = config.optimizer.build(config.steps)
         specs = (config.data.inputs[name] for name in config.model.inputs)
@@ -94,6 +97,7 @@ class Engine:
             load=self._load,
             model=self.config.model,
             params=state.params,
+            mesh=self.mesh,
             noise=self.config.noise,
             config=dataclasses.replace(self.config.evals, split=split),
             seed=self.config.seed,

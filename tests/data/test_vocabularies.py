@@ -10,7 +10,8 @@ from sparsity.data import SOURCES
 from sparsity.data.corpora import PythonDocs
 from sparsity.data.next_tokens import NextTokens
 from sparsity.data.span_corruption import Corruption, corrupt, fill
-from sparsity.data.vocabularies import EOS, PAD, SentencePiece, TokenizerFile
+from sparsity.data.text import Text
+from sparsity.data.vocabularies import ENDS, EOS, PAD, Bytes, SentencePiece, TokenizerFile
 
 TEXT = "The for statement is used to iterate over the elements of a sequence."
 UNKNOWN = 2
@@ -76,6 +77,23 @@ def test_spans_of_pieces_are_taken_out_and_filled_in(pieces):
 def test_pieces_and_sentinels_must_fit_into_the_embedding(pieces):
     with pytest.raises(ValueError, match=r"^classes: 399 are too few for 400 pieces and sentinels$"):
         SentencePiece(pieces.path, extra=100, classes=399)
+
+
+def test_the_end_is_the_vocabularys_own(pieces, words, tmp_path):
+    import tokenizers
+
+    assert (Bytes().end, pieces.end, words.end, Text(length=8).vocabulary.end) == (EOS, EOS, None, None)
+    for i, end in enumerate(ENDS):
+        model = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1, "c": 2, end: 3}, unk_token="a"))
+        model.save(str(tmp_path / f"{i}.json"))
+        assert TokenizerFile(str(tmp_path / f"{i}.json"), classes=4).end == 3
+
+
+def test_plain_bytes_are_those_of_the_text_and_nothing_else():
+    plain = Text(length=8).vocabulary
+    np.testing.assert_array_equal(plain.encode("aü"), list("aü".encode()))
+    assert plain.decode(plain.encode("aü")) == "aü"
+    assert (plain.classes, plain.sentinels) == (Text(length=8).classes, 0)
 
 
 def test_a_tokenizer_adds_cuts_and_pads_nothing(words):

@@ -15,6 +15,7 @@ from sparsity.layers.mlp import MLPConfig
 from sparsity.layers.sparsify import sparsity_stats
 from sparsity.models.vit import ViTConfig
 from sparsity.ops.sparsifiers import Relu
+from sparsity.spmd import MeshConfig, make_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +60,7 @@ def make_subject():
             load=lambda split: Split(images, labels),
             model=ViTConfig(MLPConfig(4, Relu()), d_model=2, layers=2, heads=1, patch=2, pool="gap"),
             params={"w": np.zeros(123)},
+            mesh=make_mesh(MeshConfig(1, 1), jax.devices()[:1]),
             noise=None,
             config=EvalConfig(**{"names": (), "corruptions": "imagenet_c"} | config),
             seed=seed,

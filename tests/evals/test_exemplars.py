@@ -22,6 +22,7 @@ def subject_of(fields, train, test):
         load=splits.__getitem__,
         model=SimpleNamespace(encoder=lambda params: (kernel, np.zeros(len(fields)))),
         params={},
+        mesh=None,
         noise=None,
         config=EvalConfig(names=()),
         seed=0,

@@ -45,6 +45,7 @@ def subject_of(source, model, rises=(0.01,), broken=False):
         load=source.load,
         model=model,
         params=variables["params"],
+        mesh=mesh,
         noise=None,
         config=EvalConfig(names=(), rises=rises),
         seed=0,

@@ -197,3 +197,12 @@ def test_a_llama_becomes_a_network_of_relus_on_the_users_text(launch, tmp_path):
     found = {m["name"]: m["value"] for m in json.loads(measures.read_text())["measures"]}
     assert found["nll"] > 1
     assert 0.1 < found["nonzero.block_1"] < 0.9
+    (tmp_path / "prompts.txt").write_text("if the statement\na\n")
+    of = (f"--set=prompts={tmp_path / 'prompts.txt'}", "--set=length=5", "--set=temperature=1.0", f"--out={measures}")
+    code, out, err = launch("evaluate", f"--workdir={workdir}", "--evals=generate", *of)
+    assert code == cli.DONE, err
+    generated = json.loads(measures.read_text())["generated"]
+    assert [json.loads(line) for line in out.splitlines() if line.startswith("{")] == generated
+    assert [one["prompt"] for one in generated] == ["if the statement", "a"]
+    assert [len(one["tokens"]) for one in generated] == [5, 5]
+    assert set(" ".join(one["text"] for one in generated).split()) <= words.keys()

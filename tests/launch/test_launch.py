@@ -121,6 +121,7 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(launch, trained, tmp_path):
         ("evaluate", [f"--workdir={workdir}", "--evals=acuracy"], 'did you mean "accuracy"?'),
         ("evaluate", [f"--workdir={workdir}", "--set=spilt=test"], 'evals.spilt: unknown key; did you mean "split"?'),
         ("evaluate", [f"--workdir={workdir}", "--set=batch"], "--set: 'batch' is not key=value"),
+        ("evaluate", [f"--workdir={workdir}", "--evals=generate"], "generate scores language, the run's task is class"),
         ("reproduce", ["--study=quikstart", new], 'did you mean "quickstart"?'),
         ("reproduce", ["--study=quickstart", "--scale=paper", new], 'no scale "paper"'),
         ("reproduce", ["quickstart", "--study=quickstart", new], "unexpected argument 'quickstart'"),

@@ -1,0 +1,168 @@
+"""What a model of text says: the continuation of prompts, or what belongs in the place of their sentinels (T5)."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from sparsity import spmd
+from sparsity.config import ConfigError
+from sparsity.data.vocabularies import EOS, Vocabulary
+from sparsity.decode.generate import make_generate, make_sample
+from sparsity.decode.sampling import Sampling
+from sparsity.decode.weights import unstacked
+from sparsity.evals.result import Measure, Result, Subject, mean_and_se
+
+_SENTINEL = re.compile(r"<extra_id_(\d+)>")  # as T5's vocabulary writes the spans that were taken out
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """What was said after one prompt.
+
+    Attributes:
+      prompt: a line of the file.
+      tokens: that were said, up to the end, which is the last of them if it came.
+      text: they as text, sentinels as `<extra_id_0>`.
+    """
+
+    prompt: str
+    tokens: tuple[int, ...]
+    text: str
+
+
+def generate(subject: Subject) -> Result:
+    """Says up to `config.length` tokens after each line of the file `config.prompts`, `config.batch` lines at a time.
+
+    At temperature 0 they are the most likely ones, else drawn (`decode.sampling`) as a function of (seed, line, place)
+    alone. T5 reads a line and an end, and says what is to follow; where the line has sentinels, `<extra_id_0>` and so
+    on, that is each of them and what belongs in its place. GPT-2 and Llama continue the line, with nothing before it.
+
+    Raises:
+      ConfigError: a model that cannot do it, data without a vocabulary, no such file, a line that is empty, has too
+        many tokens for the model's positions or a sentinel that does not exist.
+    """
+    cfg, source, mesh = subject.config, subject.source, subject.mesh
+    model, params = unstacked(subject.model, subject.params)
+    module = model.build(source.classes)
+    if not hasattr(module, "step"):
+        raise ConfigError(f"evals.names: generate needs a gpt2, llama or t5; {type(model).__name__} says no tokens")
+    if not hasattr(source, "vocabulary"):
+        raise ConfigError(
+            f"evals.names: generate needs text; {type(source).__name__} has no vocabulary to read it with"
+        )
+    spans = "inputs" in model.inputs  # it was trained to say what was taken out of them
+    end = EOS if spans else source.vocabulary.end
+    prompts = read_prompts(cfg.prompts)
+    rows = [_tokens(line, i, source.vocabulary, spans) for i, line in enumerate(prompts, 1)]
+    if not spans:
+        _check_positions(model, rows, cfg.length)
+    if cfg.temperature:
+        seed = np.uint32(subject.seed if cfg.seed is None else cfg.seed)
+        sample = make_sample(module, cfg.length, Sampling(cfg.temperature, cfg.top_p), end)
+        say = lambda batch: sample(params, batch["inputs"], batch["segments"], seed, batch["line"])
+    else:
+        greedy = make_generate(module, cfg.length, end)
+        say = lambda batch: greedy(params, batch["inputs"], batch["segments"])
+    said: list[np.ndarray] = []
+    with jax.set_mesh(mesh):
+        for batch in _batches(rows, cfg.batch, mesh.shape["data"]):
+            said += list(np.asarray(say(spmd.place_batch(mesh, batch))))
+    said = [_up_to(end, row) for row, _ in zip(said, rows, strict=False)]  # rows that filled the batch are left out
+    found = [
+        Generated(line, tuple(row.tolist()), text_of(row, source.vocabulary, spans))
+        for line, row in zip(prompts, said, strict=True)
+    ]
+    return Result(_measures(said, end, subject), {"generated": [dataclasses.asdict(one) for one in found]})
+
+
+def read_prompts(path: str | None) -> list[str]:
+    """The lines of a file. Raises ConfigError if there is none, none in it, or an empty one."""
+    if path is None:
+        raise ConfigError("evals.prompts: generate needs a file with a prompt a line (--set=prompts=FILE)")
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ConfigError(f"evals.prompts: there is no file {path}")
+    try:
+        lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"evals.prompts: {path} is no UTF-8 ({error.reason} at byte {error.start})") from error
+    for i, line in enumerate(lines, 1):
+        if not line.strip():
+            raise ConfigError(f"evals.prompts: line {i} of {path} is empty")
+    return lines
+
+
+def text_of(tokens: np.ndarray, vocabulary: Vocabulary, spans: bool) -> str:
+    """`tokens` [n] as text; if they may be `spans`, sentinels are written as `<extra_id_0>`.
+
+    Where a sentinel is a byte too (ByT5), only the one that is due is taken for one.
+    """
+    out, due, start = [], 0, 0
+    for i, token in enumerate(map(int, tokens)):
+        number = vocabulary.sentinel - token if spans else -1
+        if 0 <= number < vocabulary.sentinels and (number == due or not vocabulary.decode(tokens[i : i + 1])):
+            out += [vocabulary.decode(tokens[start:i]), f"<extra_id_{number}>"]
+            due, start = number + 1, i + 1
+    return "".join([*out, vocabulary.decode(tokens[start:])])
+
+
+def _tokens(line: str, i: int, vocabulary: Vocabulary, spans: bool) -> np.ndarray:
+    """The tokens [n] of line i."""
+    if not spans:
+        tokens = vocabulary.encode(line)
+        if not len(tokens):
+            raise ConfigError(f"evals.prompts: line {i} has no tokens")
+        return tokens
+    parts = []
+    for j, part in enumerate(_SENTINEL.split(line)):  # text, number, text, ...
+        if j % 2 and int(part) >= vocabulary.sentinels:
+            last = f"the last of the vocabulary is <extra_id_{vocabulary.sentinels - 1}>"
+            raise ConfigError(f"evals.prompts: line {i} has <extra_id_{part}>, and {last}")
+        parts.append([vocabulary.sentinel - int(part)] if j % 2 else vocabulary.encode(part))
+    return np.concatenate([*parts, [EOS]]).astype(np.int32)
+
+
+def _check_positions(model, rows: Sequence[np.ndarray], length: int) -> None:
+    for i, row in enumerate(rows, 1):
+        try:
+            model.check_input((len(row) + length - 1,))  # the last token is not read
+        except ValueError as error:
+            text = f"line {i} has {len(row)} tokens, and {length} may follow (evals.length)"
+            raise ConfigError(f"evals.prompts: {text}: {error}") from error
+
+
+def _batches(rows: Sequence[np.ndarray], batch: int, parts: int) -> Iterator[dict[str, np.ndarray]]:
+    """All of one shape; rows without tokens fill the last one, and the only one up to a multiple of `parts`."""
+    length = max(map(len, rows))
+    batch = min(batch, -(-len(rows) // parts) * parts)
+    for start in range(0, len(rows), batch):
+        arrays = {name: np.zeros((batch, length), np.int32) for name in ("inputs", "segments")}
+        for i, row in enumerate(rows[start : start + batch]):
+            arrays["inputs"][i, : len(row)], arrays["segments"][i, : len(row)] = row, 1
+        yield {**arrays, "line": np.arange(start, start + batch, dtype=np.int32)}
+
+
+def _up_to(end: int | None, row: np.ndarray) -> np.ndarray:
+    """`row` [n] up to its first `end`."""
+    found = np.flatnonzero(row == end) if end is not None else ()
+    return row[: found[0] + 1] if len(found) else row
+
+
+def _measures(said: Sequence[np.ndarray], end: int | None, subject: Subject) -> tuple[Measure, ...]:
+    cfg = subject.config
+    how = f"drawn at temperature {cfg.temperature:g} with top_p {cfg.top_p:g}" if cfg.temperature else "greedy"
+    of = f"{how}, at most {cfg.length}; mean over n prompts"
+    tokens = mean_and_se([len(row) for row in said])
+    measures = [Measure("generate.tokens", *tokens, len(said), f"tokens said after a prompt, {of}", "tokens")]
+    if end is not None:
+        ended = mean_and_se([row[-1] == end for row in said])
+        measures.append(
+            Measure("generate.ended", *ended, len(said), f"share of prompts after which the end came, {of}")
+        )
+    return tuple(measures)
