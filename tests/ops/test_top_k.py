@@ -451,6 +451,22 @@ def test_partial_reduce_is_compiled_exactly_where_predicted(tpu, d_ff, k, recall
 
 
 @pytest.mark.aot
+@pytest.mark.parametrize("chip", ["v4:2x2x1", "v6e:2x2"])
+def test_other_tpus_reduce_alike(tpu_slice, chip):
+    cases = [(f, r, log2) for f, k, r, log2 in CASES if k == 128]
+    one = jax.sharding.SingleDeviceSharding(tpu_slice(chip)[0])
+    rows = [jax.ShapeDtypeStruct((8, f), jnp.float32, sharding=one) for f, _, _ in cases]
+    search = lambda *rows: [
+        jax.lax.approx_max_k(x, 128, recall_target=r) for x, (_, r, _) in zip(rows, cases, strict=True)
+    ]
+    text = jax.jit(search).lower(*rows).compile().as_text()
+    reduction = r'f32\[8,(\d+)\].*"PartialReduce".*"log2_reduction": (\d+).*"recall_target": ([\d.]+)'
+    found = {(int(width), int(log2), float(recall)) for width, log2, recall in re.findall(reduction, text)}
+    assert found == {(f >> log2, log2, r) for f, r, log2 in cases if log2 is not None}
+    assert len(found) < len(cases)
+
+
+@pytest.mark.aot
 @pytest.mark.filterwarnings("ignore:approx top-k")
 def test_our_approx_is_the_partial_reduce(tpu):
     text = for_tpu(lambda x: top_k.keep_top_k(x, 128, "approx"), tpu, (8, 16384), "bfloat16").as_text()
