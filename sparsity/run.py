@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -26,6 +27,7 @@ from sparsity.data import SOURCES
 from sparsity.data.imagenet import published_folders
 from sparsity.data.pipeline import train_batches
 from sparsity.evals import EVALS, TASKS
+from sparsity.evals.imposed import check_imposable
 from sparsity.evals.neurons import neurons
 from sparsity.evals.predict import Predict, make_predict
 from sparsity.evals.result import EvalConfig, Measure, Result, Subject, mean_and_se
@@ -100,6 +102,8 @@ class RunConfig:
                 if TASKS.get(name, self.model.task) != self.model.task:
                     task = self.model.task
                     raise ValueError(f"evals.{field}: {name} scores {TASKS[name]}, and the model's task is {task}")
+        if self.evals.imposed_k:
+            check_imposable(self.model)
         if self.evals.imagenet_c is not None and self.model.task != "classification":
             raise ValueError(f"evals.imagenet_c: the model's task is {self.model.task}, not classification")
         if self.data.classes is None and self.model.task == "classification":
@@ -342,17 +346,21 @@ class Engine:
     @functools.cached_property
     def predict(self) -> Predict:
         """The compiled forward pass of evaluations."""
+        return self._predict(self.model)
+
+    def _predict(self, module: nn.Module) -> Predict:
         config = self.config
         loss, keep = LOSSES[config.model.task], config.model.task != "language"
         return make_predict(
-            self.model, config.model.inputs, loss, self.mesh, config.evals.batch, config.noise, config.seed, keep
+            module, config.model.inputs, loss, self.mesh, config.evals.batch, config.noise, config.seed, keep
         )
 
     def subject(self, state: TrainState, split: str) -> Subject:
         """The network of `state`, as evaluators see it, on the named split."""
-        variables = {"params": state.params, **state.model_state}
+        variables, step = {"params": state.params, **state.model_state}, int(jax.device_get(state.step))
+        of = lambda predict: functools.partial(predict, variables, step=step)
         return Subject(
-            predict=functools.partial(self.predict, variables, step=int(jax.device_get(state.step))),
+            predict=of(self.predict),
             source=self.config.data,
             load=self._load,
             model=self.config.model,
@@ -360,6 +368,7 @@ class Engine:
             noise=self.config.noise,
             config=dataclasses.replace(self.config.evals, split=split),
             seed=self.config.seed,
+            predict_as=lambda model: of(self._predict(model.build(self.config.data.classes))),
         )
 
 

@@ -76,6 +76,7 @@ class EvalConfig:
       during: evaluators of the validation split while training, beside those that always are.
       imagenet_c: directory of the published ImageNet-C (gaussian_noise/1 and so on), whose images the robustness
         evaluator then reads; None: it makes the noise.
+      imposed_k: units that the evaluator `imposed` keeps of every MLP, one evaluation each.
     """
 
     names: tuple[str, ...]
@@ -89,6 +90,7 @@ class EvalConfig:
     rises: tuple[float, ...] = later((0.01,))
     during: tuple[str, ...] = later(())
     imagenet_c: str | None = later(None)
+    imposed_k: tuple[int, ...] = later(())
 
     def __post_init__(self):
         if self.batch < 1:
@@ -97,6 +99,8 @@ class EvalConfig:
             raise ValueError(f"ece_bins: must be at least 1, got {self.ece_bins}")
         if not self.rises or not all(0 < rise < math.inf for rise in self.rises):
             raise ValueError(f"rises: shares above 0 are needed, such as (0.01,), got {self.rises}")
+        if not all(k >= 1 for k in self.imposed_k) or ("imposed" in (*self.names, *self.during) and not self.imposed_k):
+            raise ValueError(f"imposed_k: numbers of units from 1 on are needed, such as (43,), got {self.imposed_k}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +155,7 @@ class Subject:
       noise: what training adds to its input; None for nothing.
       config: the evaluation's settings.
       seed: of anything an evaluator draws.
+      predict_as: other settings of the model, which has the same parameters -> `predict` of that model.
     """
 
     predict: Callable[..., Predictions]
@@ -161,6 +166,7 @@ class Subject:
     noise: Any
     config: EvalConfig
     seed: int
+    predict_as: Callable[[Any], Callable[..., Predictions]] | None = None
 
     @functools.cached_property
     def split(self) -> Split | Lazy:
