@@ -1,6 +1,7 @@
 """Li et al. 2022, "Large Models are Parsimonious Learners" ("The Lazy Neuron Phenomenon"): a file for each study."""
 
 from sparsity.studies.li2022.bert import BERT
+from sparsity.studies.li2022.front import FRONT
 from sparsity.studies.li2022.mixer import MIXER_STUDY
 from sparsity.studies.li2022.optimizers import OPTIMIZERS
 from sparsity.studies.li2022.penalties import PENALTIES
@@ -32,4 +33,5 @@ LI2022 = (
     OPTIMIZERS,
     PENALTIES,
     RANDOM_DATA,
+    FRONT,
 )
