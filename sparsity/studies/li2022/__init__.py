@@ -7,6 +7,7 @@ from sparsity.studies.li2022.optimizers import OPTIMIZERS
 from sparsity.studies.li2022.penalties import PENALTIES
 from sparsity.studies.li2022.random_data import RANDOM_DATA
 from sparsity.studies.li2022.resnets import RESNETS
+from sparsity.studies.li2022.robustness_source import ROBUSTNESS_SOURCE
 from sparsity.studies.li2022.t5_no_skip import T5_NO_SKIP
 from sparsity.studies.li2022.t5_prevalence import T5_PREVALENCE
 from sparsity.studies.li2022.t5_scale import T5_SCALE
@@ -34,4 +35,5 @@ LI2022 = (
     PENALTIES,
     RANDOM_DATA,
     FRONT,
+    ROBUSTNESS_SOURCE,
 )
