@@ -32,7 +32,7 @@ def imposed(subject: Subject) -> Result:
         raise ConfigError("evals.imposed_k: the evaluator imposed needs numbers of units, such as (43,)")
     measures: list[Measure] = []
     for k in subject.config.imposed_k:
-        other = _with_top_k(subject, k)
+        other = with_top_k(subject, k)
         rule = f"with the {k} largest of every MLP's positive units kept, whatever training kept"
         for evaluator in _EVALUATORS:
             measures += [
@@ -50,7 +50,8 @@ def check_imposable(model: Any) -> None:
         raise ValueError(f"evals.names: imposed puts Top-k in the place of ReLU or of Top-k of it; the model has {has}")
 
 
-def _with_top_k(subject: Subject, k: int) -> Subject:
+def with_top_k(subject: Subject, k: int) -> Subject:
+    """`subject` with the k largest positive units of every MLP kept, all of them if there are no more than k."""
     mlp = subject.model.mlp
     phi = TopK(k) if k < mlp.d_ff else Relu()
     # The weights are there. An initialisation that Top-k has not, such as the edge of chaos, would be refused.
