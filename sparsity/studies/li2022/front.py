@@ -166,7 +166,7 @@ def _beside_l1(model: str) -> Callable[[Table], Pairs | str]:
         pairs = []
         for arm in of_method(arms, model, "l1"):
             sparser = [k for k in of_method(arms, model, "top_k") if shares[k] <= shares[arm]]
-            pairs += [(max(sparser, key=lambda k: shares[k]), arm)] * bool(sparser)
+            pairs += [(k, arm) for k in sorted(sparser, key=shares.get)[-1:]]
         return pairs or "no Top-k was run that is as sparse as L1 at any weight"
 
     return choose

@@ -24,7 +24,7 @@ ARMS = {  # how a network was trained
     NOISE: "training under noise",
     NARROW: "a narrow network",
 }
-KEPT, ALL = "top-k", "all"  # at test: Top-k, and all positive units
+KEPT, ALL = "Top-k", "all units"  # at test: Top-k, and all positive units
 SAME = 0.01  # of what is judged
 CLOSE = 0.05  # of clean accuracy: networks whose shares of it can be compared
 HELD = 2 / 3  # of k: with fewer nonzeros Top-k at test holds nothing
@@ -140,9 +140,9 @@ def sources(runs: Runs) -> Drawing:
             axis.plot([place] * len(values), values, ".", color="C7", ms=3)
             label = f"{test} at test" if arm == DENSE else None
             axis.errorbar(place, np.mean(values), standard_error(values) or 0, fmt="o", ms=6, label=label, **style)
-        axis.set_xticks(range(len(ARMS)), [arm.replace("_", "-") for arm in ARMS])
+        axis.set_xticks(range(len(ARMS)), ["plain", "Top-k", "L1", "noise", "narrow"])
         axis.set(ylabel=what, xlabel="training")
-    axes[0].legend(*axes[0].get_legend_handles_labels())
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return draw.done(figure)
 
 

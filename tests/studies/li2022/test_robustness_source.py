@@ -137,7 +137,7 @@ def test_the_table_and_the_series_have_every_training_both_ways(measured_only):
     records = measured_only(STUDY, how(of_cause))
     rows = {(r["training"], r["at test"]): r for r in table(records)}
     assert len(rows) == len(cells(records)) == 9
-    kept, plain = rows["training with Top-k", "top-k"], rows["plain training", "all"]
+    kept, plain = rows["training with Top-k", "Top-k"], rows["plain training", "all units"]
     assert (kept["corrupted"], plain["corrupted"]) == pytest.approx((0.6 + 0.045 * 1.02, 0.6))
     assert (kept["ece"], kept["nonzero"], plain["nonzero"]) == pytest.approx((0.1 - 0.0225 * 1.02, 0.084, 0.2))
     assert plain["retained"] == plain["retained, shot"] == pytest.approx(0.6 / 0.9, rel=1e-3)
