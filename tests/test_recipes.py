@@ -87,6 +87,16 @@ VITS = {  # what a recipe makes of a ViT on digits: the end of its name, and the
     "with_infinite_data": (recipes.with_infinite_data(recipes.vit_digits()), "_infinite_data", {"data"}),
     "with_penalty": (recipes.with_penalty(recipes.vit_digits(), "l2", 1e-5), "_l2_1e-05", {"penalty"}),
     "vit_digits_of": (recipes.vit_digits_of("large"), "_large", {"model"}),
+    "with_gelu": (recipes.with_gelu(recipes.vit_digits()), "_gelu", {"model"}),
+    "with_statistical_top_k": (recipes.with_statistical_top_k(recipes.vit_digits(), 21), "_statistical_21", {"model"}),
+    "with_annealed_mlp_noise": (
+        recipes.with_annealed_mlp_noise(recipes.vit_digits(), 3.0),
+        "_gaussian3_annealed",
+        {"model"},
+    ),
+    "with_clipped_mlp": (recipes.with_clipped_mlp(recipes.vit_digits(), 0.85), "_crelu_0.85_0.7", {"model"}),
+    "with_d_ff": (recipes.with_d_ff(recipes.vit_digits(), 43), "_f43", {"model"}),
+    "with_imposed": (recipes.with_imposed(recipes.vit_digits(), (43,)), "", {"evals"}),
     "vit_calibrated_arm": (recipes.vit_calibrated_arm(recipes.vit_digits()), "_noise0_seed0", {"evals"}),
 }
 
@@ -284,6 +294,7 @@ EVALUATED = {  # a measure of each evaluator
     "language": "perplexity",
     "calibration": "ece",
     "robustness": "robustness",
+    "imposed": "imposed",
     "sparsity": "nonzero",
     "neurons": "dead",
     "units": "units",

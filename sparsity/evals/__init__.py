@@ -5,6 +5,7 @@ from sparsity.evals.calibration import calibration
 from sparsity.evals.cost import cost
 from sparsity.evals.exemplars import exemplars
 from sparsity.evals.generate import generate
+from sparsity.evals.imposed import imposed
 from sparsity.evals.language import language
 from sparsity.evals.neurons import neurons
 from sparsity.evals.noise_effects import noise_covariance, noise_terms
@@ -22,6 +23,7 @@ EVALS: dict[str, Evaluator] = {
     "language": language,
     "calibration": calibration,
     "robustness": robustness,
+    "imposed": imposed,
     "sparsity": sparsity,
     "neurons": neurons,
     "units": units,
@@ -39,6 +41,7 @@ TASKS: dict[str, str] = {
     "accuracy": "classification",
     "calibration": "classification",
     "robustness": "classification",
+    "imposed": "classification",
     "reconstruction": "reconstruction",
     "language": "language",
     "thresholds": "language",

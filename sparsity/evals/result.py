@@ -82,6 +82,7 @@ class EvalConfig:
       temperature: at which it draws them; 0: they are the most likely ones.
       top_p: probability of the nucleus that it draws from, 1 being all tokens.
       seed: of what it draws; None: the run's.
+      imposed_k: units that the evaluator `imposed` keeps of every MLP, one evaluation each.
     """
 
     names: tuple[str, ...]
@@ -100,6 +101,7 @@ class EvalConfig:
     temperature: float = later(0.0)
     top_p: float = later(1.0)
     seed: int | None = later(None)
+    imposed_k: tuple[int, ...] = later(())
 
     def __post_init__(self):
         if self.batch < 1:
@@ -120,6 +122,8 @@ class EvalConfig:
             )
         if self.seed is not None and not 0 <= self.seed < 1 << 32:
             raise ValueError(f"seed: must be in [0, 2^32), got {self.seed}")
+        if not all(k >= 1 for k in self.imposed_k) or ("imposed" in (*self.names, *self.during) and not self.imposed_k):
+            raise ValueError(f"imposed_k: numbers of units from 1 on are needed, such as (43,), got {self.imposed_k}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +179,7 @@ class Subject:
       noise: what training adds to its input; None for nothing.
       config: the evaluation's settings.
       seed: of anything an evaluator draws.
+      predict_as: other settings of the model, which has the same parameters -> `predict` of that model.
     """
 
     predict: Callable[..., Predictions]
@@ -186,6 +191,7 @@ class Subject:
     noise: Any
     config: EvalConfig
     seed: int
+    predict_as: Callable[[Any], Callable[..., Predictions]] | None = None
 
     @functools.cached_property
     def split(self) -> Split | Lazy:

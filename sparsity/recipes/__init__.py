@@ -79,12 +79,18 @@ from sparsity.recipes.li2022_embedded import (
     resnet_digits,
     vit_calibrated_arm,
     vit_digits_of,
+    with_annealed_mlp_noise,
+    with_clipped_mlp,
+    with_d_ff,
     with_few_examples,
+    with_gelu,
+    with_imposed,
     with_infinite_data,
     with_optimizer,
     with_penalty,
     with_random_images,
     with_seed,
+    with_statistical_top_k,
 )
 from sparsity.recipes.li2022_paper_scale import (
     bert_pretraining,

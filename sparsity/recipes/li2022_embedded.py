@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from sparsity.recipes.li2022 import RESNETS, bert_model, mixer_model, resnet_model, vit_arm, vit_digits
+from sparsity.recipes.li2022 import RESNETS, bert_model, mixer_model, resnet_model, vit_arm, vit_digits, with_top_k
 
 ADAM = {"name": "adamw", "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0}
 OPTIMIZERS = {"sgd": {"name": "sgd", "momentum": 0.0}, "momentum": {"name": "sgd", "momentum": 0.9}, "adam": ADAM}
@@ -73,6 +73,61 @@ def with_penalty(config: ConfigDict, penalty: str, weight: float) -> ConfigDict:
     config = config.copy_and_resolve_references()
     config.penalty = ConfigDict({"name": penalty, "weight": weight})
     config.name = f"{config.name}_{penalty}_{weight:g}"
+    return config
+
+
+def with_gelu(config: ConfigDict) -> ConfigDict:
+    """`config` with GELU in its MLPs, whose activations are all but never zero."""
+    config = config.copy_and_resolve_references()
+    config.model.mlp.sparsifier, config.name = ConfigDict({"name": "gelu"}), f"{config.name}_gelu"
+    return config
+
+
+def with_statistical_top_k(config: ConfigDict, k: int) -> ConfigDict:
+    """`config` with MLPs that keep about k units, those above a threshold found by counting (`ops.top_k`)."""
+    name, config = f"{config.name}_statistical_{k}", with_top_k(config, k)
+    config.model.mlp.sparsifier.method, config.name = "statistical", name
+    return config
+
+
+def with_annealed_mlp_noise(config: ConfigDict, sigma: float) -> ConfigDict:
+    """`config` with Gaussian noise on what every MLP reads, after the norm, where deviations are about 1.
+
+    It is constant for half of the steps and falls in a straight line to 0 at three quarters of them, as in
+    `noise_then_none` (Bricken et al. 2023, App. D).
+    """
+    config = config.copy_and_resolve_references()
+    fall = {"name": "linear_to_zero", "start": config.steps // 2, "length": config.steps // 4}
+    config.model.mlp.noise = ConfigDict({"name": "gaussian", "sigma": sigma, "schedule": fall})
+    config.name = f"{config.name}_gaussian{sigma:g}_annealed"
+    return config
+
+
+def with_clipped_mlp(config: ConfigDict, sparsity: float, slope: float = 0.7) -> ConfigDict:
+    """`config` with clipped ReLUs in its MLPs, which start on the edge of chaos (Price et al. 2024, Sec. 3).
+
+    Args:
+      sparsity: share of zeros at the start, in [.5, 1).
+      slope: V'(q) there, which settles the clip; MLPs have biases, which this edge of chaos needs.
+    """
+    config = config.copy_and_resolve_references()
+    config.model.mlp.sparsifier = ConfigDict({"name": "clipped_relu", "sparsity": sparsity, "slope": slope})
+    config.model.mlp.update({"init": "edge_of_chaos", "use_bias": True})
+    config.name = f"{config.name}_crelu_{sparsity:g}_{slope:g}"
+    return config
+
+
+def with_d_ff(config: ConfigDict, d_ff: int) -> ConfigDict:
+    """`config` with so many hidden units in every MLP."""
+    config = config.copy_and_resolve_references()
+    config.model.mlp.d_ff, config.name = d_ff, f"{config.name}_f{d_ff}"
+    return config
+
+
+def with_imposed(config: ConfigDict, ks: tuple[int, ...]) -> ConfigDict:
+    """`config`, a ViT's run, evaluated also with Top-k of each of `ks` in the place of its own activations."""
+    config = config.copy_and_resolve_references()
+    config.evals.names, config.evals.imposed_k = (*config.evals.names, "imposed"), ks
     return config
 
 

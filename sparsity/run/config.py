@@ -14,6 +14,7 @@ from sparsity import spmd
 from sparsity.config import one_of
 from sparsity.data import SOURCES
 from sparsity.evals import EVALS, TASKS
+from sparsity.evals.imposed import check_imposable
 from sparsity.evals.result import EvalConfig
 from sparsity.models import MODELS, shape_of
 from sparsity.ops.noise import NOISES, NoiseConfig
@@ -73,6 +74,8 @@ class RunConfig:
                 if TASKS.get(name, self.model.task) != self.model.task:
                     task = self.model.task
                     raise ValueError(f"evals.{field}: {name} scores {TASKS[name]}, and the model's task is {task}")
+        if self.evals.imposed_k:
+            check_imposable(self.model)
         if self.evals.imagenet_c is not None and self.model.task != "classification":
             raise ValueError(f"evals.imagenet_c: the model's task is {self.model.task}, not classification")
         if self.data.classes is None and self.model.task == "classification":

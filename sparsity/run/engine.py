@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -82,17 +83,21 @@ class Engine:
     @functools.cached_property
     def predict(self) -> Predict:
         """The compiled forward pass of evaluations."""
+        return self._predict(self.model)
+
+    def _predict(self, module: nn.Module) -> Predict:
         config = self.config
         loss, keep = LOSSES[config.model.task], config.model.task != "language"
         return make_predict(
-            self.model, config.model.inputs, loss, self.mesh, config.evals.batch, config.noise, config.seed, keep
+            module, config.model.inputs, loss, self.mesh, config.evals.batch, config.noise, config.seed, keep
         )
 
     def subject(self, state: TrainState, split: str) -> Subject:
         """The network of `state`, as evaluators see it, on the named split."""
-        variables = {"params": state.params, **state.model_state}
+        variables, step = {"params": state.params, **state.model_state}, int(jax.device_get(state.step))
+        of = lambda predict: functools.partial(predict, variables, step=step)
         return Subject(
-            predict=functools.partial(self.predict, variables, step=int(jax.device_get(state.step))),
+            predict=of(self.predict),
             source=self.config.data,
             load=self._load,
             model=self.config.model,
@@ -101,6 +106,7 @@ class Engine:
             noise=self.config.noise,
             config=dataclasses.replace(self.config.evals, split=split),
             seed=self.config.seed,
+            predict_as=lambda model: of(self._predict(model.build(self.config.data.classes))),
         )
 
 

@@ -101,3 +101,18 @@ def test_random_data_differ_from_seed_to_seed():
     first, second = (run_config(recipes.mlp_arm(recipes.mlp_digits(), "random", "sgd", 0.1, s)).data for s in (0, 1))
     a, b = (data.load("train").take([0, 1]) for data in (first, second))
     assert abs(a["image"] - b["image"]).max() > 0.1
+
+
+def test_noise_in_mlps_is_whole_for_half_of_the_steps_and_gone_after_three_quarters():
+    for base in (recipes.vit_digits(), recipes.t5_text_of("small")):
+        noise = run_config(recipes.with_annealed_mlp_noise(base, 3.0)).model.mlp.noise
+        assert noise.sigma == 3.0
+        assert [float(noise.schedule(step)) for step in (0, 1000, 1250, 1500, 2000)] == [1, 1, 0.5, 0, 0]
+
+
+def test_clipped_mlps_start_on_the_edge_of_chaos_with_biases_and_keep_all_else():
+    """85% of N(0, 1) is below 1.0364; V' = .7 there has m = 1.17 (Price et al. 2024, Table 2)."""
+    for base in (recipes.vit_digits(), recipes.t5_text_of("small")):
+        plain, mlp = run_config(base).model.mlp, run_config(recipes.with_clipped_mlp(base, 0.85)).model.mlp
+        assert (mlp.sparsifier.tau, mlp.sparsifier.m) == pytest.approx((1.0364, 1.17), abs=1e-3)
+        assert (mlp.init, mlp.use_bias, mlp.d_ff) == ("edge_of_chaos", True, plain.d_ff)

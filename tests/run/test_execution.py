@@ -33,7 +33,7 @@ def finished(tmp_path_factory):
     config.model.d_model, config.model.layers, config.model.heads, config.model.mlp.d_ff = 16, 2, 2, 32
     config.every.record, config.every.eval, config.every.checkpoint, config.every.speed = 3, 3, 2, 2
     config.evals.names = tuple(name for name in EVALS if name not in NOT_OF_A_CLASSIFIER)
-    config.evals.during = ("calibration",)
+    config.evals.during, config.evals.imposed_k = ("calibration",), (8, 32)
     workdir = tmp_path_factory.mktemp("finished") / "w"
     return config, workdir, run(run_config(config), workdir, Quiet())
 

@@ -1,11 +1,13 @@
 """Li et al. 2022, "Large Models are Parsimonious Learners" ("The Lazy Neuron Phenomenon"): a file for each study."""
 
 from sparsity.studies.li2022.bert import BERT
+from sparsity.studies.li2022.front import FRONT
 from sparsity.studies.li2022.mixer import MIXER_STUDY
 from sparsity.studies.li2022.optimizers import OPTIMIZERS
 from sparsity.studies.li2022.penalties import PENALTIES
 from sparsity.studies.li2022.random_data import RANDOM_DATA
 from sparsity.studies.li2022.resnets import RESNETS
+from sparsity.studies.li2022.robustness_source import ROBUSTNESS_SOURCE
 from sparsity.studies.li2022.t5_no_skip import T5_NO_SKIP
 from sparsity.studies.li2022.t5_prevalence import T5_PREVALENCE
 from sparsity.studies.li2022.t5_scale import T5_SCALE
@@ -32,4 +34,6 @@ LI2022 = (
     OPTIMIZERS,
     PENALTIES,
     RANDOM_DATA,
+    FRONT,
+    ROBUSTNESS_SOURCE,
 )

@@ -47,13 +47,14 @@ class Arm(NamedTuple):
     weight: float = 0.0
 
 
-def _config(run: Record | RunView) -> dict[str, Any]:
+def config_of(run: Record | RunView) -> dict[str, Any]:
+    """A run's config as plain values."""
     return run.config if isinstance(run, RunView) else to_dict(run.config)
 
 
 def arm_of(run: Record | RunView) -> Arm:
     """The arm of a run, read from its config."""
-    config = _config(run)
+    config = config_of(run)
     model, data, penalty = config["model"], config["data"], config.get("penalty") or {}
     found = {"data": data["name"]}
     if data["name"] == "noisy_labels":
@@ -75,7 +76,7 @@ def by_arm(runs: Iterable[Run]) -> dict[Arm, dict[int, Run]]:
     """Arm -> seed -> run, in order: smaller networks first, and what an arm does not have before what it has."""
     out: dict[Arm, dict[int, Run]] = {}
     for run in runs:
-        out.setdefault(arm_of(run), {})[_config(run)["seed"]] = run
+        out.setdefault(arm_of(run), {})[config_of(run)["seed"]] = run
     return dict(sorted(out.items(), key=lambda item: [(x is not None, x) for x in item[0]]))
 
 

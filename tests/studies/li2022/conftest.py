@@ -61,6 +61,25 @@ def ended(tmp_path):
 
 
 @pytest.fixture
+def measured_only(tmp_path):
+    """measured_only(study, how, broken=()): a record of every embedded run with the final measures `how(config)`.
+
+    There is nothing on disk: for studies that read no metrics. Runs whose name is in `broken` diverged.
+    """
+
+    def records(study, how, broken=()):
+        out = []
+        for config in configs(study):
+            measures = tuple(Measure(name, value, 0.001, 100, "") for name, value in how(config).items())
+            ended = Outcome("finished", config.steps, measures)
+            ended = Outcome("diverged", 1) if config.name in broken else ended
+            out.append(Record(config, Workdir(tmp_path / config.name), ended))
+        return out
+
+    return records
+
+
+@pytest.fixture
 def views():
     """views(records): what figures are drawn of."""
     return lambda records: {
