@@ -9,7 +9,6 @@ python -m launch.convert --to=hf --workdir=W --path=DIRECTORY
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import flags
 
 from launch import cli
@@ -21,7 +20,6 @@ from sparsity.config import ConfigError
 from sparsity.convert import hf
 from sparsity.convert.checkpoints import MODELS, SOURCES, TEXT, check_images, images_of, open_checkpoint
 from sparsity.convert.tensors import Opened, check_state, load
-from sparsity.train.state import TrainState
 from sparsity.writer import write_json
 
 _list = lambda table: "; ".join(f"{name}: {what}" for name, what in table.items())
@@ -61,8 +59,7 @@ def _there() -> int:
     files.create()
     params = load(found.tensors, engine.abstract.params, found.reader)
     statistics = load(found.statistics, engine.abstract.model_state, found.reader)
-    slots = jax.jit(engine.tx.init, out_shardings=engine.placed.opt_state)(params)
-    state = TrainState(jax.device_put(jax.numpy.int32(0), engine.placed.step), params, slots, statistics)
+    state = engine.state_of(params, statistics)
     with Checkpoints(files.checkpoints, config.keep) as checkpoints:
         checkpoints.save(0, state, {"config": config_lib.to_dict(config)})
     write_json(files.config, config_lib.to_dict(config))  # last: a workdir with a config is whole

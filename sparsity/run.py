@@ -65,6 +65,9 @@ class RunConfig:
       penalty: on activations, added to the loss in training.
       z_loss: weight of log(Z)^2 of each token, added to the loss in training, which keeps the sum Z of the exponentials
         of a language model's logits near 1; T5's is 1e-4. It is reported as (part of) the penalty.
+      start: the run whose last parameters this one begins with, in the place of those that the seed draws; the step is
+        0 and the optimizer new. It stands beside this run's workdir, as `directory_name` calls it, and is run first if
+        it is not there.
     """
 
     name: str
@@ -82,6 +85,7 @@ class RunConfig:
     noise: NoiseConfig | None = one_of(NOISES, None, later=True)
     penalty: Penalty | None = one_of(PENALTIES, None, later=True)
     z_loss: float = config_lib.later(0.0)
+    start: RunConfig | None = config_lib.later(None)
 
     def __post_init__(self):
         for field in ("steps", "batch", "accumulate", "keep"):
@@ -157,8 +161,9 @@ def smoke(config: RunConfig) -> RunConfig:
 
     Replaced are the name, the lengths (steps, batches, intervals), the model by a narrow and shallow one of the
     same kind, and the data by its `mock()` of the same shapes and classes; noise is made where ImageNet-C is named.
-    The rest stays: sparsifier (Top-k's k in proportion), noise, optimizer, schedule, microbatches, evaluators, mesh
-    and seed. Both steps record, so it is the recording step that runs.
+    So is all this of the run that it starts from. The rest stays: sparsifier (Top-k's k in proportion), noise,
+    optimizer, schedule, microbatches, evaluators, mesh and seed. Both steps record, so it is the recording step that
+    runs.
 
     Raises:
       ConfigError: the mesh does not fit the devices.
@@ -174,7 +179,13 @@ def smoke(config: RunConfig) -> RunConfig:
         data=config.data.mock(),
         evals=dataclasses.replace(config.evals, batch=batch, imagenet_c=None),
         every=Intervals(record=1, eval=1, checkpoint=1, speed=1),
+        start=None if config.start is None else smoke(config.start),
     )
+
+
+def directory_name(config: RunConfig) -> str:
+    """<name>-<config hash>: what the directory of a run is called that others look for."""
+    return f"{config.name}-{config_lib.config_hash(config)}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,6 +321,8 @@ class Engine:
         self.inputs = tuple(np.zeros((1, *spec.shape), spec.dtype) for spec in specs)
         self._load = functools.cache(config.data.load)
         self.abstract = self._abstract_state()
+        if config.start is not None:
+            self._check_start(Engine(config.start, devices))
 
     def _abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state; nothing is computed. Raises ConfigError."""
@@ -317,6 +330,21 @@ class Engine:
         abstract = abstract_state(self.model, self.tx, spmd.shardings(self.mesh, specs), self.inputs)
         spmd.check_divisible(abstract.params, specs.params, self.mesh)
         return abstract
+
+    def _check_start(self, start: Engine) -> None:
+        """Raises ConfigError if the parameters of the run that this one starts from are not those of this one."""
+        shapes = lambda state: {
+            jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+            for path, leaf in jax.tree_util.tree_leaves_with_path((state.params, state.model_state))
+        }
+        ours, theirs = shapes(self.abstract), shapes(start.abstract)
+        differing = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+        if differing:
+            name = differing[0]
+            there, here = (of.get(name, "none") for of in (theirs, ours))
+            raise ConfigError(
+                f"config.start: other parameters than here, {name.partition('/')[2]}: {there}, here {here}"
+            )
 
     @property
     def placed(self) -> TrainState:
@@ -326,6 +354,13 @@ class Engine:
     def new_state(self) -> tuple[TrainState, TrainState]:
         """The state of step 0, and its shardings."""
         return init_state(self.model, self.tx, self.mesh, self.config.seed, self.inputs)
+
+    def state_of(self, params: Any, model_state: Any) -> TrainState:
+        """The state of step 0 with these parameters and running statistics, on this mesh; the optimizer is new."""
+        placed = self.placed
+        params, model_state = jax.device_put((params, model_state), (placed.params, placed.model_state))
+        slots = jax.jit(self.tx.init, out_shardings=placed.opt_state)(params)
+        return TrainState(jax.device_put(jax.numpy.int32(0), placed.step), params, slots, model_state)
 
     def restore(self, checkpoints: Checkpoints, step: int | None = None) -> TrainState:
         """The state of a checkpoint (the latest by default) on this mesh."""
@@ -390,6 +425,8 @@ def evaluate(subject: Subject, names: tuple[str, ...]) -> Result:
 def run(config: RunConfig, workdir: str | Path, progress: Progress | None = None) -> Outcome:
     """Trains and evaluates `config` in `workdir`; resumes what is there, returns at once if it ended.
 
+    A run that starts from one that diverged has diverged at step 0.
+
     Raises:
       WorkdirError: the workdir is unwritable, claimed, or belongs to another config.
       ConfigError: the config does not fit the devices.
@@ -406,9 +443,28 @@ def run(config: RunConfig, workdir: str | Path, progress: Progress | None = None
             return ended
         engine = Engine(config)
         write_json(files.config, config_lib.to_dict(config))
-        outcome = _train_and_evaluate(engine, files, progress)
+        start = _start_of(files, config)
+        if start is not None and run(config.start, start.path, progress).status == "diverged":
+            progress.say(f"{config.name}: {config.start.name}, which it starts from, diverged")
+            outcome = Outcome("diverged", 0)
+        else:
+            outcome = _train_and_evaluate(engine, files, progress)
         files.write_outcome(outcome)
     return outcome
+
+
+def _start_of(files: Workdir, config: RunConfig) -> Workdir | None:
+    """Where the run stands that the one of `files` starts from; None if it starts from none."""
+    return None if config.start is None else Workdir(files.path.parent / directory_name(config.start))
+
+
+def _first_state(engine: Engine, files: Workdir) -> TrainState:
+    """The state of step 0: as the seed draws it, or with the last parameters of the run that this one starts from."""
+    start = _start_of(files, engine.config)
+    if start is None:
+        return engine.new_state()[0]
+    _, last = last_state(start)
+    return engine.state_of(last.params, last.model_state)
 
 
 def _train_and_evaluate(engine: Engine, files: Workdir, progress: Progress) -> Outcome:
@@ -416,7 +472,7 @@ def _train_and_evaluate(engine: Engine, files: Workdir, progress: Progress) -> O
     with Checkpoints(files.checkpoints, config.keep) as checkpoints:
         meta = {"config": config_lib.to_dict(config)}
         fresh = checkpoints.latest() is None
-        state = engine.new_state()[0] if fresh else engine.restore(checkpoints)
+        state = _first_state(engine, files) if fresh else engine.restore(checkpoints)
         start = int(jax.device_get(state.step))
         if start > config.steps:
             raise WorkdirError(f"config.steps: {config.steps} is below the {start} steps that {files.path} has done")
