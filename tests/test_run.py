@@ -150,6 +150,20 @@ def test_a_smoke_run_of_a_language_model_needs_no_text(tiny_config, tmp_path):
         run(run_config(config), tmp_path / "real", Quiet())
 
 
+def test_a_bert_learns_and_is_measured_by_both_of_its_tasks(tmp_path):
+    plain = recipes.bert_text()
+    config = run_config(recipes.with_next_sentence(plain))
+    changed = differences(to_dict(run_config(plain)), to_dict(config))
+    assert set(changed) == {"name", "model.next_sentence", "data.next_sentence"}
+    outcome = run(smoke(config), tmp_path, Quiet())
+    found = _network_measures(outcome)
+    assert found["next_sentence.nll"].value == pytest.approx(np.log(2), abs=0.05)
+    assert found["next_sentence.accuracy"].n == found["nll"].n == 16
+    train = [line for line in read_metrics(tmp_path / "metrics.jsonl") if line["kind"] == "train"]
+    assert [line["penalty"] for line in train] == pytest.approx([np.log(2)] * 2, abs=0.05)
+    assert run_config(to_dict(smoke(config))) == smoke(config)
+
+
 def test_a_run_finishes_with_every_record_once(finished):
     _, workdir, outcome = finished
     assert (outcome.status, outcome.step, outcome.resumed) == ("finished", 6, False)
@@ -321,7 +335,7 @@ def test_a_run_that_starts_from_one_that_diverged_has_diverged_at_step_0(tiny_co
 def test_a_run_cannot_start_from_one_of_other_parameters(tiny_config, tmp_path):
     then = _started(tiny_config)
     then.start.model.widths = (8,)
-    message = r"^config\.start: other parameters than here, layer_0/bias: \(8,\), here \(16,\)$"
+    message = r"^config\.start: other parameters than here, dense_0/bias: \(8,\), here \(16,\)$"
     with pytest.raises(ConfigError, match=message):
         run(run_config(then), tmp_path, Quiet())
     assert not Workdir(tmp_path).config.exists()

@@ -65,6 +65,7 @@ from sparsity.recipes.li2022 import (
     vit_arm,
     vit_digits,
     vit_model,
+    with_next_sentence,
     with_top_k,
 )
 from sparsity.recipes.li2022_embedded import (
