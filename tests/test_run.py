@@ -44,7 +44,7 @@ SPARSIFIER = "model.mlp.sparsifier"
 WITHOUT_ERROR = [["units", kind] for kind in ("above_0", "spread", "entropy", "flat")]
 NOT_OF_A_CLASSIFIER = (
     *("reconstruction", "language", "receptive_fields"),
-    *("exemplars", "noise_covariance", "noise_terms", "thresholds"),
+    *("exemplars", "noise_covariance", "noise_terms", "thresholds", "quantiles"),
 )
 
 

@@ -7,6 +7,7 @@ from sparsity.evals.exemplars import exemplars
 from sparsity.evals.language import language
 from sparsity.evals.neurons import neurons
 from sparsity.evals.noise_effects import noise_covariance, noise_terms
+from sparsity.evals.quantiles import quantiles
 from sparsity.evals.receptive_fields import receptive_fields
 from sparsity.evals.reconstruction import reconstruction
 from sparsity.evals.result import Evaluator
@@ -25,6 +26,7 @@ EVALS: dict[str, Evaluator] = {
     "neurons": neurons,
     "units": units,
     "thresholds": thresholds,
+    "quantiles": quantiles,
     "cost": cost,
     "receptive_fields": receptive_fields,
     "exemplars": exemplars,
@@ -40,4 +42,5 @@ TASKS: dict[str, str] = {
     "reconstruction": "reconstruction",
     "language": "language",
     "thresholds": "language",
+    "quantiles": "language",
 }
