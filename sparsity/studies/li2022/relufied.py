@@ -1,4 +1,4 @@
-"""Beyond Li et al. 2022: a Llama of SiLU goes on with ReLU (Mirzadeh et al. 2023; Song et al. 2024).
+"""Beyond Li et al. 2022: a Llama of SiLU goes on with ReLU (Mirzadeh et al. 2023; Song et al. 2024), or is cut.
 
 Every arm starts from the same parameters, those that a run called "pretrained" ended with (`RunConfig.start`), so that
 what they cost is a difference of networks that were one. A step-dependent activation in one run would be simpler, but
@@ -105,7 +105,8 @@ def table(records: Sequence[Record]) -> list[Row]:
     at first: nats a byte of the validation text before the first step, right after the switch. loss: nats a byte of
     the test text in the end (se over seeds), perplexity: exp of it. against silu: loss over that of SiLU, gone on as
     long, less 1. nonzero: share of nonzeros, mean over layers, of the validation text at first and of the test text in
-    the end; densest: of the test text in the layer that has most. accuracy: of the test bytes.
+    the end; densest: of the test text in the layer that has most. accuracy: of the test bytes. cut: what cutting off
+    the smaller half of the activations of every layer adds to the loss, as a share of it (CATS; SiLU alone).
     """
     found = by_arm(named(records))
     silu = finished(found.get("silu", {}))
@@ -121,13 +122,18 @@ def table(records: Sequence[Record]) -> list[Row]:
         row["nonzero at first"] = mean_over(runs, lambda r: float(course(r, "nonzero.mean")[1][0]))
         row["nonzero"] = mean_over(runs, lambda r: float(shares(r).mean()))
         row["densest"] = mean_over(runs, lambda r: float(shares(r).max()))
-        row["accuracy"] = mean_over(runs, lambda r: measured(r, "accuracy"))
+        row |= {"accuracy": mean_over(runs, lambda r: measured(r, "accuracy")), "cut": mean_over(runs, _cut)}
         rows.append(row)
     return rows
 
 
 def _loss(run: Run) -> float:
     return measured(run, "nll")
+
+
+def _cut(run: Run) -> float:
+    """What the cut of the smaller half adds to the test loss, as a share of it; NaN where it was not measured."""
+    return math.log1p(measured(run, "quantile_50.rise")) / _loss(run)
 
 
 def loss_by_step(runs: Runs) -> Drawing:
@@ -184,6 +190,8 @@ def findings(records: Sequence[Record]) -> list[str]:
         end = f"{row['loss']:.3f} in the end, {100 * row['against silu']:+.1f}% against SiLU's {silu['loss']:.3f}"
         sparse = f"nonzero {percent(row['nonzero'])}, {percent(row['densest'])} in the densest layer"
         out.append(f"{arm} (n = {row['n']}):{'' if arm == SCRATCH else right_after} {end}; {sparse}.")
+    if silu is not None and silu["cut"] is not None:
+        out.append(f"SiLU without the smaller half of its activations: {100 * silu['cut']:+.1f}% of its loss.")
     return out
 
 
@@ -260,6 +268,15 @@ CLAIMS = (
     _sparser("shifted_relu", _MIRZADEH),
     _sparser("drelu", _SONG),
     _claim(
+        "R.cut",
+        "Lee et al. 2024",
+        "SiLU itself can do without half of its activations, the smallest, untrained: within 2% of its loss",
+        "test loss with the smaller half cut off over that without, less 1; thresholds are of the validation text",
+        "below",
+        COSTS,
+        _over_seeds(("silu",), _cut),
+    ),
+    _claim(
         "R.quick",
         "none: of these runs",
         "from the checkpoint ReLU gets in a quarter of the steps to where it ends from scratch",
@@ -286,7 +303,8 @@ RELUFIED = Study(
         "Today's language models have SiLU in gated MLPs, and hardly a zero. A small Llama is trained on bytes of "
         "text; the same checkpoint then goes on with SiLU, with ReLU in its place, with a ReLU that is shifted and "
         "with ReLU on both branches of its MLPs. What does the switch cost, right away and after fine-tuning, how "
-        "sparse are the layers, and is it quicker than to train with ReLU from scratch?"
+        "sparse are the layers, is it quicker than to train with ReLU from scratch, and what would it have cost to cut "
+        "off the smaller half of the activations instead?"
     ),
     findings=findings,
     figures={"Loss by step": loss_by_step, "Nonzeros by layer": nonzero_by_layer},

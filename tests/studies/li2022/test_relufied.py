@@ -27,12 +27,12 @@ AT_FIRST = {"pretrained": 5.5, "silu": 1.52, "relu": 2.0, "shifted_relu": 2.5, "
 
 @pytest.fixture
 def tuned(tmp_path):
-    """tuned(ends, at_first, accuracy, broken): a record of every run, as it might have ended.
+    """tuned(ends, at_first, accuracy, cut, broken): a record of every run, as it might have ended.
 
     The validation loss falls to the end in a straight line, in half of the steps that are validated.
     """
 
-    def records(ends=AS_SAID, at_first=AT_FIRST, accuracy=0.5, broken=()):
+    def records(ends=AS_SAID, at_first=AT_FIRST, accuracy=0.5, cut=0.01, broken=()):
         out = []
         for config in configs(STUDY):
             arm, seed = arm_and_seed(config.name)
@@ -51,6 +51,7 @@ def tuned(tmp_path):
                 out.append(Record(config, files, Outcome("diverged", 0)))
                 continue
             values = {"nll": loss + wobble, "accuracy": accuracy}
+            values |= {"quantile_50.rise": math.expm1(cut * (loss + wobble) + wobble)} if arm == "silu" else {}
             values |= {f"nonzero.block_{i}": x + wobble * (arm == "relu") for i, x in enumerate(layers)}
             measures = tuple(Measure(name, value, 0.001, 100, "") for name, value in values.items())
             out.append(Record(config, files, Outcome("finished", config.steps, measures)))
@@ -80,7 +81,7 @@ def test_runs_of_the_opposite_kind_contradict_every_claim(tuned, verdicts):
     ends = {"pretrained": (1.52, (1, 1, 1)), "silu": (1.4, (1, 1, 1)), "scratch": (1.4, (0.4, 0.4, 0.4))}
     ends |= dict.fromkeys(("shifted_relu", "drelu"), (1.5, (0.9, 0.9, 0.9))) | {"relu": (1.5, (0.6, 0.6, 0.6))}
     at_first = AT_FIRST | {"relu": 1.53}
-    assert set(verdicts(RELUFIED, tuned(ends, at_first)).values()) == {"contradicted"}
+    assert set(verdicts(RELUFIED, tuned(ends, at_first, cut=0.1)).values()) == {"contradicted"}
 
 
 def test_one_layer_that_is_denser_contradicts_what_is_said_of_every_layer(tuned, verdicts):
@@ -112,8 +113,9 @@ def test_without_runs_nothing_can_be_judged_and_a_diverged_one_is_no_evidence(tu
     assert set(verdicts(RELUFIED, []).values()) == {"not testable"}
     records = tuned(broken=("llama_text_seed1_then_relu",))
     found = verdicts(RELUFIED, records)
-    assert {id for id, verdict in found.items() if verdict == "reproduced"} == {"R.loss.shifted_relu", "R.loss.drelu"}
-    assert {found[id] for id in found.keys() - {"R.loss.shifted_relu", "R.loss.drelu"}} == {"undecided"}
+    without = {"R.loss.shifted_relu", "R.loss.drelu", "R.cut"}
+    assert {id for id, verdict in found.items() if verdict == "reproduced"} == without
+    assert {found[id] for id in found.keys() - without} == {"undecided"}
     assert {row["arm"]: row["n"] for row in table(records)}["relu"] == 2
 
 
@@ -126,6 +128,8 @@ def test_the_table_has_a_row_for_each_arm(tuned):
     assert (relu["nonzero"], relu["densest"]) == pytest.approx((0.35 + 1e-4, 0.4 + 1e-4))
     assert relu["se"] == pytest.approx(1e-4 / 3**0.5)
     assert rows["silu"]["against silu"] == 0
+    assert rows["silu"]["cut"] == pytest.approx(0.01 + 1e-4 / 1.5, rel=1e-3)
+    assert relu["cut"] is None
 
 
 def test_figures_have_every_arm_and_findings_a_sentence_of_each(tuned, views):
@@ -137,8 +141,9 @@ def test_figures_have_every_arm_and_findings_a_sentence_of_each(tuned, views):
     (axis,) = figures["Nonzeros by layer"].axes
     np.testing.assert_allclose(axis.lines[0].get_ydata(), 100 * np.array([0.4, 0.3, 0.35]) + 0.01)
     said = findings(records)
-    assert len(said) == 4
+    assert len(said) == 5
     assert (
         "relu (n = 3): 2.000 nats a byte at first (SiLU 1.520), 1.510 in the end, +0.7% against SiLU's 1.500" in said[0]
     )
+    assert said[-1] == "SiLU without the smaller half of its activations: +1.0% of its loss."
     assert findings([]) == []
