@@ -152,6 +152,7 @@ def test_a_smoke_run_of_a_language_model_needs_no_text(tiny_config, tmp_path):
 
 def test_a_bert_learns_and_is_measured_by_both_of_its_tasks(tmp_path):
     plain = recipes.bert_text()
+    plain.model.layers, plain.evals.names = 1, ("language",)
     config = run_config(recipes.with_next_sentence(plain))
     changed = differences(to_dict(run_config(plain)), to_dict(config))
     assert set(changed) == {"name", "model.next_sentence", "data.next_sentence"}

@@ -118,13 +118,16 @@ def test_half_of_the_second_texts_follow_and_the_others_do_not(pairs):
     whole = np.concatenate([PAIRS.vocabulary.encode(text) for text in PAIRS.corpus.documents("train")])
     whole = whole.astype(np.uint8).tobytes()
     starts = {whole[i : i + 37] for i in range(0, len(whole) - 36, 37)}
-    drawn = pairs["next_sentence"]
+    drawn, alike = pairs["next_sentence"], []
     for targets, label in zip(pairs["targets"], drawn, strict=True):
         text = np.delete(targets, [0, _middle(targets), 39]).astype(np.uint8).tobytes()
         if label == 0:
             assert text in starts
-        elif 8 < _middle(targets) < 32:  # of a few bytes some may follow by chance
-            assert text not in whole
+        elif 8 < _middle(targets) < 32:
+            alike.append(text in whole)
+    # By chance: lines of dashes go on in other lines of dashes.
+    assert len(alike) > 100
+    assert np.mean(alike) < 0.02
     assert binomtest(int(drawn.sum()), len(drawn), 0.5).pvalue > 1e-3
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import flax
 import jax
@@ -22,11 +23,18 @@ SOURCE = MockText(length=6, classes=11)
 LAYERS = ("block_0", "block_1")
 
 
-def subject_of(sparsifier, gate=None, split="test", broken=False, shares=(0.5, 0.9)):
+@functools.cache
+def network(sparsifier, gate):
+    """(settings, module, predictions): those with other parameters are compiled once."""
     mlp = MLPConfig(32, sparsifier, gated=True, use_bias=False, init="gpt2", gate=gate)
     model = LlamaConfig(mlp=mlp, d_model=8, layers=2, heads=2)
     module = model.build(SOURCE.classes)
-    predict = make_predict(module, model.inputs, language, make_mesh(MeshConfig(1, 1), jax.devices()[:1]), 16)
+    mesh = make_mesh(MeshConfig(1, 1), jax.devices()[:1])
+    return model, module, make_predict(module, model.inputs, language, mesh, 16, keep_outputs=False)
+
+
+def subject_of(sparsifier, gate=None, split="test", broken=False, shares=(0.5, 0.9)):
+    model, module, predict = network(sparsifier, gate)
     tokens = np.zeros((1, SOURCE.length), np.int32)
     shapes = flax.core.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), tokens, Context()))
     rng = np.random.default_rng(0)
