@@ -45,7 +45,7 @@ RELUFIED = {
 }
 
 
-def llama_text(steps: int = 1200) -> ConfigDict:
+def llama_text(steps: int = 1000) -> ConfigDict:
     """A tiny Llama that predicts the next byte of Python's documentation; a minute or two on a CPU core."""
     model = llama_model("tinyllama-1.1b")
     model.update({"d_model": 64, "layers": 3, "heads": 4, "kv_heads": 2})
@@ -66,7 +66,7 @@ def llama_text(steps: int = 1200) -> ConfigDict:
                 "grad_clip": 1.0,
             },
             "mesh": {"data": 1, "model": 1},
-            "every": {"record": 50, "eval": 50, "checkpoint": steps, "speed": 50},
+            "every": {"record": 50, "eval": 100, "checkpoint": steps, "speed": 50},
             "evals": {"names": ("language", "sparsity", "neurons", "cost"), "split": "test", "batch": 128},
         }
     )
@@ -98,5 +98,6 @@ def fine_tuned(config: ConfigDict, activation: str, steps: int, learning_rate: f
     tuned = with_mlps(config, activation)
     tuned.name = f"{config.name}_then_{activation}"
     tuned.start = config.copy_and_resolve_references()
-    tuned.steps, tuned.every.checkpoint, tuned.optimizer.learning_rate = steps, steps, learning_rate
+    tuned.steps, tuned.every.checkpoint, tuned.every.eval = steps, steps, 50  # it changes most soon after the switch
+    tuned.optimizer.learning_rate = learning_rate
     return tuned

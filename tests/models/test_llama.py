@@ -190,7 +190,7 @@ def test_a_llama_goes_on_with_other_mlps_from_where_it_ended():
     config = run_config(recipes.fine_tuned(plain, "drelu", 10, 1e-3))
     assert (config.name, config.start) == ("llama_text_then_drelu", run_config(plain))
     changed = differences(to_dict(run_config(plain)), to_dict(config))
-    mine = {"name", "steps", "every.checkpoint", "optimizer.learning_rate"}
+    mine = {"name", "steps", "every.checkpoint", "every.eval", "optimizer.learning_rate"}
     assert {k for k in changed if not k.startswith(("start.", "model.mlp."))} == mine
     assert (config.model.mlp.sparsifier, config.model.mlp.gate) == (Relu(), Relu())
     with pytest.raises(ValueError, match=r'unknown activation "gelu" of a Llama\'s MLPs; valid: silu, relu, shifted'):

@@ -92,14 +92,14 @@ def test_one_layer_that_is_denser_contradicts_what_is_said_of_every_layer(tuned,
 
 def test_steps_are_interpolated_between_validations_and_infinite_if_never_reached(tuned):
     runs = {arm_and_seed(r.config.name): r for r in tuned()}
-    relu = runs["relu", 0]  # steps 0, 50, ..., 350: from 2 to 1.51 at 175
+    relu = runs["relu", 0]  # steps 0, 50, ..., 250: from 2 to 1.51 at 125
     assert steps_to(relu, 2.5) == 0
-    # 1.86 at step 50, 1.72 at 100.
-    assert steps_to(relu, 1.79) == pytest.approx(75)
+    # 1.804 at step 50, 1.608 at 100.
+    assert steps_to(relu, 1.706) == pytest.approx(75)
     assert steps_to(relu, 1.4) == math.inf
     assert math.isnan(steps_to(relu, math.nan))
-    # 1.58 at step 150, 1.51 at 200; from scratch it is 1.512 in step 1550, the last to be validated.
-    assert share_of_steps(relu, runs["scratch", 0]) == pytest.approx((150 + 50 * 0.068 / 0.07) / 1550)
+    # 1.51 at step 150; from scratch it is 1.512 in step 1200, the last to be validated.
+    assert share_of_steps(relu, runs["scratch", 0]) == pytest.approx((100 + 50 * 0.096 / 0.098) / 1200)
     assert share_of_steps(runs["drelu", 0], runs["scratch", 0]) == 1
 
 
