@@ -9,7 +9,6 @@ python -m launch.convert --to=hf --workdir=W --path=DIRECTORY
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import flags
 
 from launch import cli
@@ -21,7 +20,6 @@ from sparsity.config import ConfigError
 from sparsity.convert import hf
 from sparsity.convert.checkpoints import MODELS, SOURCES, TEXT, check_images, images_of, open_checkpoint
 from sparsity.convert.tensors import Opened, check_state, load
-from sparsity.train.state import TrainState
 from sparsity.writer import write_json
 
 _list = lambda table: "; ".join(f"{name}: {what}" for name, what in table.items())
@@ -35,6 +33,7 @@ _VOCABULARY = flags.DEFINE_string("vocabulary", None, "a SentencePiece model or 
 _TEXT = flags.DEFINE_string("text", None, "file or directory of .txt files to evaluate on; else Python's documentation")
 _DATA = flags.DEFINE_string("data", None, "source of images to evaluate on, such as cifar10; else noise")
 _ACTIVATION = flags.DEFINE_string("activation", None, "in the MLPs, in the place of their own: relu, to fine-tune it")
+_NEXT_SENTENCE = flags.DEFINE_bool("next_sentence", False, "take a BERT's head for the next sentence too")
 _SET = flags.DEFINE_multi_string("set", [], "key=value of --data's settings; may be repeated")
 
 
@@ -49,7 +48,7 @@ def _there() -> int:
     files = run_lib.Workdir(_WORKDIR.value)
     if files.config.exists():
         raise ConfigError(f"workdir {files.path}: holds a run already; use another")
-    found = open_checkpoint(_SOURCE.value, _MODEL.value, _PATH.value)
+    found = open_checkpoint(_SOURCE.value, _MODEL.value, _PATH.value, _NEXT_SENTENCE.value)
     model = {"name": _MODEL.value, **config_lib.to_dict(found.model)}
     if _ACTIVATION.value is not None:
         if "mlp" not in model:
@@ -61,12 +60,13 @@ def _there() -> int:
     files.create()
     params = load(found.tensors, engine.abstract.params, found.reader)
     statistics = load(found.statistics, engine.abstract.model_state, found.reader)
-    slots = jax.jit(engine.tx.init, out_shardings=engine.placed.opt_state)(params)
-    state = TrainState(jax.device_put(jax.numpy.int32(0), engine.placed.step), params, slots, statistics)
+    state = engine.state_of(params, statistics)
     with Checkpoints(files.checkpoints, config.keep) as checkpoints:
         checkpoints.save(0, state, {"config": config_lib.to_dict(config)})
     write_json(files.config, config_lib.to_dict(config))  # last: a workdir with a config is whole
     print(f"{len(found.names)} tensors of {_PATH.value} are in {files.path}")
+    if _MODEL.value == "bert" and not _NEXT_SENTENCE.value:
+        print("its head for the next sentence, if it has one, is left; --next_sentence takes it")
     if _MODEL.value not in TEXT and _DATA.value is None:
         print("there are no data but noise, on which accuracy says nothing; --data names others")
     return cli.DONE

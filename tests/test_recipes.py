@@ -298,6 +298,7 @@ EVALUATED = {  # a measure of each evaluator
     "sparsity": "nonzero",
     "neurons": "dead",
     "units": "units",
+    "quantiles": "quantile_50",
     "cost": "flops",
     "receptive_fields": "fields",
     "exemplars": "exemplars",

@@ -41,11 +41,18 @@ MODELS = {
 TEXT = ("t5", "gpt2", "bert", "llama")  # those that read text
 
 
-def open_checkpoint(source: str, model: str, path: str | Path) -> Opened:
-    """The checkpoint of the format `source` at `path`. Raises ConfigError if it cannot be read, or is of no `model`."""
+def open_checkpoint(source: str, model: str, path: str | Path, next_sentence: bool = False) -> Opened:
+    """The checkpoint of the format `source` at `path`; with `next_sentence` a BERT with that head too.
+
+    Raises:
+      ConfigError: it cannot be read, or is of no `model`, or `next_sentence` is asked of one that is no BERT.
+    """
     _, openers = lookup(SOURCES, source, "--source")
     lookup(MODELS, model, "--model")
-    return lookup(openers, model, f"--model of --source={source}")(path)
+    opener = lookup(openers, model, f"--model of --source={source}")
+    if next_sentence and model != "bert":
+        raise ConfigError(f"--next_sentence: a {model} has no head for it, only a bert")
+    return opener(path, next_sentence=True) if next_sentence else opener(path)
 
 
 def images_of(found: Opened, name: str | None, settings: Mapping[str, str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -75,14 +76,17 @@ def gpt2_tensors(model: GPT2Config, prefix: str = "transformer.") -> dict[str, T
     return out
 
 
-def open_bert(path: str | Path) -> Opened:
-    """A BERT with the head that says what stood in the place of masked tokens; the one of the next sentence is left.
+def open_bert(path: str | Path, next_sentence: bool = False) -> Opened:
+    """A BERT with the head that says what stood in the place of masked tokens.
+
+    The pooler and the head that says whether a second text follows are left, unless `next_sentence`.
 
     Raises:
       ConfigError: as `HuggingFace` and `bert_config` do.
     """
     reader = HuggingFace(path)
     model, classes = bert_config(reader.config)
+    model = dataclasses.replace(model, next_sentence=next_sentence)
     old = any(name.endswith(".gamma") for name in reader.shapes())
     ignored = r"bert\.pooler\.dense\.(weight|bias)|cls\.seq_relationship\.(weight|bias)"
     ignored += r"|cls\.predictions\.decoder\.(weight|bias)|bert\.embeddings\.position_ids"
@@ -132,6 +136,8 @@ def bert_tensors(model: BERTConfig, old: bool = False) -> dict[str, Tensor]:
         out |= scaled(f"{ours}/norm_mlp", f"{theirs}.output.LayerNorm")
     out |= linear("head", "cls.predictions.transform.dense")
     out |= scaled("norm_head", "cls.predictions.transform.LayerNorm")
+    if model.next_sentence:
+        out |= linear("pooler", "bert.pooler.dense") | linear("next_sentence", "cls.seq_relationship")
     return out | {"head_bias": Tensor(("cls.predictions.bias",))}
 
 

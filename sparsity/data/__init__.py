@@ -1,7 +1,7 @@
 """The datasets, by name."""
 
 from sparsity.data.latents import Latents
-from sparsity.data.masked_text import MaskedText
+from sparsity.data.masked_text import MaskedText, MockPairs
 from sparsity.data.mock import MockText
 from sparsity.data.next_tokens import NextTokens
 from sparsity.data.photos import Photos
@@ -25,5 +25,6 @@ SOURCES = {
     "span_corruption": SpanCorruption,
     "prepared_text": PreparedText,
     "mock_text": MockText,
+    "mock_pairs": MockPairs,
     "mock_spans": MockSpans,
 }

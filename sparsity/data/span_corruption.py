@@ -356,7 +356,7 @@ class MockRows:
     rows: Batch
 
     def __len__(self) -> int:
-        return len(self.rows["inputs"])
+        return len(next(iter(self.rows.values())))
 
     def __getitem__(self, i) -> Batch:
         return self.take(i)

@@ -25,6 +25,7 @@ class Vocabulary(Protocol):
       sentinels: how many there are.
       words: (from, up to) of the tokens that a masked token may be changed to.
       end: the token that ends a text; None: there is none.
+      marks: the token that stands before two texts, and the one after each of them. Raises ConfigError without such.
       identity: what decides the tokens of a text, on one line.
     """
 
@@ -33,6 +34,7 @@ class Vocabulary(Protocol):
     sentinels: int
     words: tuple[int, int]
     end: int | None
+    marks: tuple[int, int]
     identity: str
 
     def encode(self, text: str) -> np.ndarray:
@@ -72,6 +74,11 @@ class Bytes:
     def words(self) -> tuple[int, int]:
         """The bytes; those that are sentinels too are left out."""
         return self.offset, self.sentinel - self.sentinels + 1
+
+    @property
+    def marks(self) -> tuple[int, int]:
+        """The second sentinel and the third."""
+        return self.sentinel - 1, self.sentinel - 2
 
     def encode(self, text: str) -> np.ndarray:
         """The tokens of `text` [n], int32, without an end."""
@@ -139,6 +146,12 @@ class SentencePiece:
         end = self._model.eos_id()
         return None if end < 0 else end
 
+    def marks(self) -> tuple[int, int]:
+        """The second sentinel and the third. Raises ConfigError if there are fewer."""
+        if self.sentinels < 3:
+            raise ConfigError(f"data.vocabulary.extra: {self.extra} are too few to mask a token and to mark two texts")
+        return self.sentinel - 1, self.sentinel - 2
+
     def encode(self, text: str) -> np.ndarray:
         """The tokens of `text` [n], int32, without an end."""
         return np.asarray(self._model.encode(text), np.int32)
@@ -198,6 +211,14 @@ class TokenizerFile:
         if token is None:
             raise ConfigError(f"data.vocabulary.path: {self.path} has no token [MASK] to mask others with")
         return token
+
+    @property
+    def marks(self) -> tuple[int, int]:
+        """[CLS] and [SEP]. Raises ConfigError if there is none of them."""
+        found = [self._tokenizer.token_to_id(name) for name in ("[CLS]", "[SEP]")]
+        if None in found:
+            raise ConfigError(f"data.vocabulary.path: {self.path} has no tokens [CLS] and [SEP] to mark two texts")
+        return found[0], found[1]
 
     @property
     def words(self) -> tuple[int, int]:

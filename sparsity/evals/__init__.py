@@ -9,6 +9,7 @@ from sparsity.evals.imposed import imposed
 from sparsity.evals.language import language
 from sparsity.evals.neurons import neurons
 from sparsity.evals.noise_effects import noise_covariance, noise_terms
+from sparsity.evals.quantiles import quantiles
 from sparsity.evals.receptive_fields import receptive_fields
 from sparsity.evals.reconstruction import reconstruction
 from sparsity.evals.result import Evaluator
@@ -28,6 +29,7 @@ EVALS: dict[str, Evaluator] = {
     "neurons": neurons,
     "units": units,
     "thresholds": thresholds,
+    "quantiles": quantiles,
     "cost": cost,
     "receptive_fields": receptive_fields,
     "exemplars": exemplars,
@@ -46,4 +48,5 @@ TASKS: dict[str, str] = {
     "language": "language",
     "thresholds": "language",
     "generate": "language",
+    "quantiles": "language",
 }

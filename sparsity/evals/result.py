@@ -74,6 +74,7 @@ class EvalConfig:
       dead_size: a unit is dead by Bricken et al.'s definition if its |h| sum to less than this over an epoch.
       dead_rate: it is by the Sparsing Law's if it is nonzero on less than this share of tokens.
       rises: of perplexity, as shares of it: what cutting off the tail of every h may cost (evaluator `thresholds`).
+      shares: of activations, the smallest ones, that are cut off by quantile (evaluator `quantiles`).
       during: evaluators of the validation split while training, beside those that always are.
       imagenet_c: directory of the published ImageNet-C (gaussian_noise/1 and so on), whose images the robustness
         evaluator then reads; None: it makes the noise.
@@ -94,6 +95,7 @@ class EvalConfig:
     dead_size: float = later(1e-5)
     dead_rate: float = later(1e-3)
     rises: tuple[float, ...] = later((0.01,))
+    shares: tuple[float, ...] = later((0.5,))
     during: tuple[str, ...] = later(())
     imagenet_c: str | None = later(None)
     prompts: str | None = later(None)
@@ -124,6 +126,8 @@ class EvalConfig:
             raise ValueError(f"seed: must be in [0, 2^32), got {self.seed}")
         if not all(k >= 1 for k in self.imposed_k) or ("imposed" in (*self.names, *self.during) and not self.imposed_k):
             raise ValueError(f"imposed_k: numbers of units from 1 on are needed, such as (43,), got {self.imposed_k}")
+        if not self.shares or not all(0 < share < 1 for share in self.shares):
+            raise ValueError(f"shares: between 0 and 1 are needed, such as (0.5,), got {self.shares}")
 
 
 @dataclasses.dataclass(frozen=True)

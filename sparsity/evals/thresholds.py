@@ -5,13 +5,13 @@ For activations without exact zeros, such as GELU's, and for those with them too
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from sparsity.evals.result import Measure, Result, Subject
+from sparsity.evals.result import Measure, Predictions, Result, Subject
 from sparsity.evals.sparsity import layer_name, mean_of_sums
 from sparsity.layers.tail import LEAST
 
@@ -37,14 +37,14 @@ def thresholds(subject: Subject) -> Result:
     whole = subject.predict(arrays)
     measures = []
     for rise in subject.config.rises:
-        error, eps, cut = _largest_error(subject, arrays, curves, _nats(whole) + np.log1p(rise))
-        measures += _measures(rise, error, eps, cut, np.expm1(_nats(cut) - _nats(whole)), subject, few)
+        error, eps, cut = _largest_error(subject, arrays, curves, nats(whole) + np.log1p(rise))
+        measures += _measures(rise, error, eps, cut, np.expm1(nats(cut) - nats(whole)), subject, few)
     return Result(tuple(measures), {"tail": {layer: curve.tolist() for layer, curve in curves.items()}})
 
 
 def _curves(subject: Subject, few: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """By layer: thresholds, the errors of the layer's output that they make, and the shares kept [3, thresholds]."""
-    layers = _layers(subject.params)
+    layers = layers_of(subject.params)
     means = lambda stats, field: getattr(stats, field) / stats.examples
     first = subject.predict(few, least=least(subject.params, dict.fromkeys(layers, 1.0))).stats
     scale = {layer: float(np.sqrt(means(first[layer], "power_sum"))) for layer in layers}
@@ -67,7 +67,7 @@ def _largest_error(subject, arrays, curves, most: float):
         middle = (low + high) / 2
         tried = {layer: threshold(curve, np.exp(middle)) for layer, curve in curves.items()}
         found = cut_at(tried)
-        if _nats(found) <= most:
+        if nats(found) <= most:
             low, error, eps, best = middle, float(np.exp(middle)), tried, found
         else:
             high = middle
@@ -103,10 +103,10 @@ def least(params: Mapping[str, Any], eps: Mapping[str, float]) -> dict[str, Any]
         each = [eps[f"{name}_{i}"] for i in range(len(norms))] if norms.ndim == 2 else eps[name]
         return {LEAST: jnp.where(norms > 0, jnp.float32(each)[..., None] / norms, jnp.inf)}
 
-    return _of_mlps(params, of)
+    return of_mlps(params, of)
 
 
-def _layers(params: Mapping[str, Any]) -> list[str]:
+def layers_of(params: Mapping[str, Any]) -> list[str]:
     """The names of all layers that have an MLP."""
     names = []
 
@@ -114,19 +114,19 @@ def _layers(params: Mapping[str, Any]) -> list[str]:
         name = layer_name(path)
         names.extend([f"{name}_{i}" for i in range(len(kernel))] if kernel.ndim == 3 else [name])
 
-    _of_mlps(params, of)
+    of_mlps(params, of)
     return names
 
 
-def _of_mlps(params: Mapping[str, Any], of, path: tuple[str, ...] = ()) -> Any:
+def of_mlps(params: Mapping[str, Any], of: Callable[[Any, tuple[str, ...]], Any], path: tuple[str, ...] = ()) -> Any:
     """`of` each W_o and its MLP's path, in a tree like that of the parameters."""
     if "wi" in params and "wo" in params:
         return of(params["wo"]["kernel"], path)
-    inner = {name: _of_mlps(part, of, (*path, name)) for name, part in params.items() if isinstance(part, Mapping)}
+    inner = {name: of_mlps(part, of, (*path, name)) for name, part in params.items() if isinstance(part, Mapping)}
     return {name: part for name, part in inner.items() if part}
 
 
-def _nats(predictions) -> float:
+def nats(predictions: Predictions) -> float:
     """Mean loss of a token."""
     return float(predictions.losses.loss.sum() / predictions.losses.count.sum())
 

@@ -16,7 +16,7 @@ from sparsity.layers import initializers
 from sparsity.layers.dense import dense, named
 from sparsity.layers.noise import Noise
 from sparsity.layers.sparsify import STATS, Context, Sparsify
-from sparsity.layers.tail import LEAST, TAIL, without_tail
+from sparsity.layers.tail import LEAST, LEAST_ACTIVATION, TAIL, without_tail
 from sparsity.ops.noise import NOISES, NoiseConfig
 from sparsity.ops.sparsifiers import SPARSIFIERS, Sparsifier
 from sparsity.theory.edge_of_chaos import EdgeOfChaos
@@ -140,7 +140,7 @@ class SparseMLP(nn.Module):
         factor_BxLxF = None
         if cfg.gate is not None:
             factor_BxLxF = cfg.gate.at(ctx.step)(into("wi_gate", cfg.use_bias)(x_BxLxD))
-        h_BxLxF = Sparsify(cfg.sparsifier, name="sparsify")(z_BxLxF, ctx, factor_BxLxF)
+        a_BxLxF = h_BxLxF = Sparsify(cfg.sparsifier, name="sparsify")(z_BxLxF, ctx, factor_BxLxF)
         if cfg.gated and cfg.gate is None:
             h_BxLxF = h_BxLxF * into("wi_gate", cfg.use_bias)(x_BxLxD)
         shared = (-2,) if cfg.shared_dropout else ()
@@ -150,9 +150,12 @@ class SparseMLP(nn.Module):
         if ctx.tail == "kept":
             y_BxLxD = out(h_BxLxF)
         else:
-            if not self.has_variable(TAIL, LEAST):
+            kinds = {LEAST: h_BxLxF, LEAST_ACTIVATION: a_BxLxF}
+            given = [(self.get_variable(TAIL, kind), of) for kind, of in kinds.items() if self.has_variable(TAIL, kind)]
+            if not given:
                 raise ValueError(f"tail: no thresholds of {'/'.join(self.path)} among the variables")
-            y_BxLxD, stats = without_tail(h_BxLxF, self.get_variable(TAIL, LEAST), out, ctx)
+            (least_F, compared_BxLxF), *_ = given
+            y_BxLxD, stats = without_tail(h_BxLxF, least_F, out, ctx, compared_BxLxF)
             self.sow(STATS, TAIL, stats, reduce_fn=lambda _, new: new, init_fn=lambda: None)
         return axes.constrain(y_BxLxD, ("batch", "length", "embed"))
 

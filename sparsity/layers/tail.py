@@ -2,7 +2,8 @@
 
 Unit i adds h_i w_i to the output, w_i its row of W_o. It is in the tail of a token if |h_i| ||w_i|| < eps (Zhang et al.
 2024, "ReLU^2 wins"; Luo et al. 2024, "Sparsing Law"): even a GELU's h, which has no exact zeros, has a sparsity so.
-What the cut costs is ||sum over the tail of h_i w_i|| / ||y||, which they call CETT.
+What the cut costs is ||sum over the tail of h_i w_i|| / ||y||, which they call CETT. Or it is in the tail if |a_i| < t,
+a what the sparsifier gives, before the product with the gate (Lee et al. 2024, "CATS").
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from sparsity.layers.sparsify import Context, mean_over_tokens
 
 TAIL = "tail"  # the variable collection of thresholds, and the name that `TailStats` are sown under
 LEAST = "least"  # in it: of each unit, the smallest |h_i| that is not cut, eps / ||w_i|| [F]
+LEAST_ACTIVATION = "least_activation"  # or the smallest |a_i| that is not, t [F]
 
 
 @flax.struct.dataclass
@@ -29,7 +31,7 @@ class TailStats:
       kept_sum: share of hidden units that are not in the tail.
       kept_sumsq: its square.
       error_sum: ||y - y'|| / ||y||, y the MLP's output and y' that without the tail; 0 where nothing is lost.
-      power_sum: mean over units of (|h_i| / least_i)^2, which is (|h_i| ||w_i|| / eps)^2.
+      power_sum: mean over units of (|h_i| / least_i)^2, which is (|h_i| ||w_i|| / eps)^2; or of (|a_i| / t)^2.
     """
 
     examples: Any
@@ -40,13 +42,19 @@ class TailStats:
 
 
 def without_tail(
-    h_BxLxF: jax.Array, least_F: jax.Array, out: Callable[[jax.Array], jax.Array], ctx: Context
+    h_BxLxF: jax.Array,
+    least_F: jax.Array,
+    out: Callable[[jax.Array], jax.Array],
+    ctx: Context,
+    compared_BxLxF: jax.Array | None = None,
 ) -> tuple[jax.Array, TailStats]:
     """What the MLP writes, of all of h (`ctx.tail` "measured") or without its tail ("cut"), and the statistics.
 
     NaN is in no tail, and makes its example's statistics NaN. `out` maps h to the MLP's output [B, L, D]: W_o, a bias.
+    `compared_BxLxF` is what `least_F` is the least size of; None: h.
     """
-    kept_BxLxF = ~(jnp.abs(h_BxLxF).astype(jnp.float32) < least_F)
+    compared_BxLxF = h_BxLxF if compared_BxLxF is None else compared_BxLxF
+    kept_BxLxF = ~(jnp.abs(compared_BxLxF).astype(jnp.float32) < least_F)
     broken_BxL = jnp.isnan(h_BxLxF).any(-1)
     y_BxLxD, cut_BxLxD = out(h_BxLxF), out(jnp.where(kept_BxLxF, h_BxLxF, 0))
     # W_o times the tail, less the bias: in half precision the difference of y and y' would be all rounding.
@@ -55,7 +63,7 @@ def without_tail(
     norm = lambda x: jnp.linalg.norm(x.astype(jnp.float32), axis=-1)
     lost_BxL = norm(lost_BxLxD)
     error_BxL = jnp.where(lost_BxL == 0, 0, lost_BxL / norm(y_BxLxD))
-    power_BxL = jnp.mean((h_BxLxF.astype(jnp.float32) / least_F) ** 2, axis=-1)
+    power_BxL = jnp.mean((compared_BxLxF.astype(jnp.float32) / least_F) ** 2, axis=-1)
     shares = (kept_BxLxF.mean(-1, dtype=jnp.float32), error_BxL, power_BxL)
     share_B, error_B, power_B = (mean_over_tokens(jnp.where(broken_BxL, jnp.nan, x), ctx.weight_BxL) for x in shares)
     weight_B = jnp.ones_like(share_B) if ctx.weight_B is None else ctx.weight_B.astype(jnp.float32)

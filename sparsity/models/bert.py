@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from sparsity import axes
+from sparsity.config import later
 from sparsity.layers.attention import SelfAttention
 from sparsity.layers.dense import dense, named
 from sparsity.layers.initializers import gpt2_weights
@@ -31,6 +33,7 @@ class BERTConfig:
       heads: attention heads; divides d_model.
       positions: tokens of the longest sequence.
       dropout: rate after the embedding, on attention weights and after each attention and MLP.
+      next_sentence: it reads two texts, and says of the second whether it follows the first.
       dtype: compute dtype; parameters are float32.
     """
 
@@ -41,10 +44,10 @@ class BERTConfig:
     positions: int = 512
     dropout: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
+    next_sentence: bool = later(False)
 
     task: ClassVar[str] = "language"
-    inputs: ClassVar[tuple[str, ...]] = ("tokens",)
-    types: ClassVar[int] = 2  # of BERT's two sentences; here all tokens are of the first
+    types: ClassVar[int] = 2  # of BERT's two sentences; without the other task all tokens are of the first
 
     def __post_init__(self):
         for field in ("d_model", "layers", "heads", "positions"):
@@ -54,6 +57,11 @@ class BERTConfig:
             raise ValueError(f"heads: {self.heads} does not divide d_model {self.d_model}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: must be in [0, 1), got {self.dropout}")
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What of a batch it reads."""
+        return ("tokens", "segments") if self.next_sentence else ("tokens",)
 
     def reduced(self, parts: int) -> BERTConfig:
         """Two narrow blocks of the same kind; `parts` devices split heads and hidden units."""
@@ -91,7 +99,8 @@ class BERTConfig:
         """
         length, d = self.tokens(shape), self.d_model
         block = 8.0 * d * d + 4.0 * length * d + mlp_flops(self.mlp, d, 1.0).first
-        return 2.0 * d * (d + classes) + self.layers * block + kept_flops(self.skippable_flops(shape, classes), density)
+        heads = 2.0 * d * (d + classes) + self.next_sentence * 2.0 * d * (d + 2) / length
+        return heads + self.layers * block + kept_flops(self.skippable_flops(shape, classes), density)
 
 
 class Block(nn.Module):
@@ -110,31 +119,55 @@ class Block(nn.Module):
         return layer_norm("norm_mlp", cfg.dtype, _EPSILON)(x_BxLxD + drop(y_BxLxD))
 
 
+@flax.struct.dataclass
+class Pretraining:
+    """Logits of BERT's two tasks.
+
+    Attributes:
+      tokens: [B, L, V], of what stood there.
+      next_sentence: [B, 2]: the second text follows the first, or it does not.
+    """
+
+    tokens: jax.Array
+    next_sentence: jax.Array
+
+
 class BERT(nn.Module):
     """Tokens [B, L] to logits [B, L, V], float32 at least: those at t are of the token that stood there.
 
-    logits = norm(gelu(x W + b)) E^T + c, E the embedding that read the tokens. There is no head for the next sentence.
-    A token beyond the vocabulary makes its example's NaN.
+    logits = norm(gelu(x W + b)) E^T + c, E the embedding that read the tokens. With `next_sentence` it reads segments
+    [B, L] too, 0 or 1, and gives both tasks' logits, `Pretraining`: the other's are tanh(x_0 W_p + b_p) W_s + b_s, x_0
+    the first token's. A token or a segment beyond those there are makes its example's NaN.
     """
 
     config: BERTConfig
     classes: int
 
     @nn.compact
-    def __call__(self, tokens_BxL: jax.Array, ctx: Context) -> jax.Array:
+    def __call__(self, tokens_BxL: jax.Array, *rest: Any) -> jax.Array | Pretraining:
         cfg, length = self.config, tokens_BxL.shape[1]
+        *segments, ctx = rest  # [B, L], if there are any
         table = lambda name, axis, rows: self.param(name, named(gpt2_weights(), axis, "embed"), (rows, cfg.d_model))
         embedding_VxD = table("embedding", "vocab", self.classes)
-        position_LxD, type_D = table("position", "length", cfg.positions)[:length], table("type", None, cfg.types)[0]
-        x_BxLxD = (jnp.take(embedding_VxD, tokens_BxL, axis=0) + position_LxD + type_D).astype(cfg.dtype)
+        position_LxD, type_2xD = table("position", "length", cfg.positions)[:length], table("type", None, cfg.types)
+        x_BxLxD = jnp.take(embedding_VxD, tokens_BxL, axis=0) + position_LxD
+        x_BxLxD = x_BxLxD + (jnp.take(type_2xD, segments[0], axis=0) if cfg.next_sentence else type_2xD[0])
+        x_BxLxD = x_BxLxD.astype(cfg.dtype)
         x_BxLxD = layer_norm("norm_embedding", cfg.dtype, _EPSILON)(x_BxLxD)
         x_BxLxD = nn.Dropout(cfg.dropout, deterministic=not ctx.train)(x_BxLxD)
         x_BxLxD = axes.constrain(x_BxLxD, ("batch", "length", "embed"))
         for name in cfg.mlps():
             x_BxLxD = Block(cfg, name=name)(x_BxLxD, ctx)
-        head = dense(cfg.d_model, ("embed", None), kernel_init=gpt2_weights(), dtype=cfg.dtype, name="head")
+        to = lambda features, name: dense(
+            features, ("embed", None), kernel_init=gpt2_weights(), dtype=cfg.dtype, name=name
+        )
+        first_BxD, head = x_BxLxD[:, 0], to(cfg.d_model, "head")
         x_BxLxD = layer_norm("norm_head", cfg.dtype, _EPSILON)(jax.nn.gelu(head(x_BxLxD), approximate=False))
         bias_V = self.param("head_bias", named(nn.initializers.zeros, "vocab"), (self.classes,))
         precise = jnp.promote_types(x_BxLxD.dtype, jnp.float32)
         logits_BxLxV = jnp.einsum("bld,vd->blv", x_BxLxD.astype(precise), embedding_VxD) + bias_V
-        return axes.constrain(logits_BxLxV, ("batch", "length", "vocab"))
+        logits_BxLxV = axes.constrain(logits_BxLxV, ("batch", "length", "vocab"))
+        if not cfg.next_sentence:
+            return logits_BxLxV
+        pooled_BxD = jnp.tanh(to(cfg.d_model, "pooler")(first_BxD))
+        return Pretraining(logits_BxLxV, to(2, "next_sentence")(pooled_BxD).astype(precise))

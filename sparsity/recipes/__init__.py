@@ -65,6 +65,7 @@ from sparsity.recipes.li2022 import (
     vit_arm,
     vit_digits,
     vit_model,
+    with_next_sentence,
     with_top_k,
 )
 from sparsity.recipes.li2022_embedded import (
@@ -99,7 +100,7 @@ from sparsity.recipes.li2022_paper_scale import (
     vit_imagenet,
     vit_imagenet21k,
 )
-from sparsity.recipes.llama import LLAMA_SIZES, llama_model, llama_text
+from sparsity.recipes.llama import LLAMA_SIZES, RELUFIED, fine_tuned, llama_model, llama_text, with_mlps
 from sparsity.recipes.price2024 import (
     PRICE_ROWS,
     deep_cnn_cifar10,

@@ -45,8 +45,9 @@ def t5_checkpoint(model: Mapping[str, Any], classes: int, vocabulary: str | None
 def text_checkpoint(model: Mapping[str, Any], classes: int, vocabulary: str | None, text: str | None) -> ConfigDict:
     """A run of a GPT-2, a Llama or a BERT that others have trained: to evaluate it, or to go on with AdamW at 2e-5.
 
-    GPT-2 and Llama predict the next token, BERT masked ones. That rate is the one of BERT's fine-tuning (Devlin et al.
-    2019, App. A.3), and in the range of those that ReLUfy a Llama (Mirzadeh et al. 2023).
+    GPT-2 and Llama predict the next token, BERT masked ones and, if it has that head, the next sentence. That rate is
+    the one of BERT's fine-tuning (Devlin et al. 2019, App. A.3), and in the range of those that ReLUfy a Llama
+    (Mirzadeh et al. 2023).
 
     Args:
       model: its settings, its `name` among them.
@@ -61,7 +62,7 @@ def text_checkpoint(model: Mapping[str, Any], classes: int, vocabulary: str | No
         raise ValueError(f"vocabulary: the file of the {classes} tokens is needed (--vocabulary)")
     kind = {"name": "tokenizer"} if vocabulary.endswith(".json") else {"name": "sentencepiece", "extra": 0}
     masked = model["name"] == "bert"
-    return ConfigDict(
+    config = ConfigDict(
         {
             "name": f"{model['name']}_checkpoint",
             "steps": 1000,
@@ -84,6 +85,9 @@ def text_checkpoint(model: Mapping[str, Any], classes: int, vocabulary: str | No
             "evals": {"names": ("language", "sparsity", "neurons", "units", "cost"), "split": "test", "batch": 8},
         }
     )
+    if model.get("next_sentence"):
+        config.data.next_sentence = True
+    return config
 
 
 def image_checkpoint(model: Mapping[str, Any], data: Mapping[str, Any]) -> ConfigDict:

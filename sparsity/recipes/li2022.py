@@ -97,6 +97,14 @@ def bert_model(size: str, dropout: float = 0.1) -> ConfigDict:
     return ConfigDict({"name": "bert", **sizes, "dropout": dropout, "mlp": mlp})
 
 
+def with_next_sentence(config: ConfigDict) -> ConfigDict:
+    """`config`, a BERT's run on masked text, with BERT's second task beside it (Devlin et al. 2019, Sec. 3.1)."""
+    config = config.copy_and_resolve_references()
+    config.model.next_sentence = config.data.next_sentence = True
+    config.name = f"{config.name}_next_sentence"
+    return config
+
+
 RESNETS = {18: ("basic", (2, 2, 2, 2)), 50: ("bottleneck", (3, 4, 6, 3))}  # kind and number of blocks, by depth
 
 

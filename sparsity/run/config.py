@@ -39,6 +39,9 @@ class RunConfig:
       penalty: on activations, added to the loss in training.
       z_loss: weight of log(Z)^2 of each token, added to the loss in training, which keeps the sum Z of the exponentials
         of a language model's logits near 1; T5's is 1e-4. It is reported as (part of) the penalty.
+      start: the run whose last parameters this one begins with, in the place of those that the seed draws; the step is
+        0 and the optimizer new. It stands beside this run's workdir, as `directory_name` calls it, and is run first if
+        it is not there.
     """
 
     name: str
@@ -56,6 +59,7 @@ class RunConfig:
     noise: NoiseConfig | None = one_of(NOISES, None, later=True)
     penalty: Penalty | None = one_of(PENALTIES, None, later=True)
     z_loss: float = config_lib.later(0.0)
+    start: RunConfig | None = config_lib.later(None)
 
     def __post_init__(self):
         for field in ("steps", "batch", "accumulate", "keep"):
@@ -133,8 +137,9 @@ def smoke(config: RunConfig) -> RunConfig:
 
     Replaced are the name, the lengths (steps, batches, intervals), the model by a narrow and shallow one of the
     same kind, and the data by its `mock()` of the same shapes and classes; noise is made where ImageNet-C is named.
-    The rest stays: sparsifier (Top-k's k in proportion), noise, optimizer, schedule, microbatches, evaluators, mesh
-    and seed. Both steps record, so it is the recording step that runs.
+    So is all this of the run that it starts from. The rest stays: sparsifier (Top-k's k in proportion), noise,
+    optimizer, schedule, microbatches, evaluators, mesh and seed. Both steps record, so it is the recording step that
+    runs.
 
     Raises:
       ConfigError: the mesh does not fit the devices.
@@ -150,4 +155,10 @@ def smoke(config: RunConfig) -> RunConfig:
         data=config.data.mock(),
         evals=dataclasses.replace(config.evals, batch=batch, imagenet_c=None),
         every=Intervals(record=1, eval=1, checkpoint=1, speed=1),
+        start=None if config.start is None else smoke(config.start),
     )
+
+
+def directory_name(config: RunConfig) -> str:
+    """<name>-<config hash>: what the directory of a run is called that others look for."""
+    return f"{config.name}-{config_lib.config_hash(config)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -52,12 +53,29 @@ class Engine:
         self.inputs = tuple(np.zeros((1, *spec.shape), spec.dtype) for spec in specs)
         self._load = functools.cache(config.data.load)
         self.abstract = self._abstract_state()
+        if config.start is not None:
+            self._check_start(Engine(config.start, devices))
 
     def _abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state; nothing is computed. Raises ConfigError."""
         shapes, specs = shapes_and_specs(self.model, self.tx, self.inputs)
         spmd.check_divisible(shapes.params, specs.params, self.mesh)
         return abstract_state(shapes, spmd.shardings(self.mesh, specs))
+
+    def _check_start(self, start: Engine) -> None:
+        """Raises ConfigError if the parameters of the run that this one starts from are not those of this one."""
+        shapes = lambda state: {
+            jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+            for path, leaf in jax.tree_util.tree_leaves_with_path((state.params, state.model_state))
+        }
+        ours, theirs = shapes(self.abstract), shapes(start.abstract)
+        differing = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+        if differing:
+            name = differing[0]
+            there, here = (of.get(name, "none") for of in (theirs, ours))
+            raise ConfigError(
+                f"config.start: other parameters than here, {name.partition('/')[2]}: {there}, here {here}"
+            )
 
     @property
     def placed(self) -> TrainState:
@@ -67,6 +85,13 @@ class Engine:
     def new_state(self) -> tuple[TrainState, TrainState]:
         """The state of step 0, and its shardings."""
         return init_state(self.model, self.tx, self.mesh, self.config.seed, self.inputs, self.placed)
+
+    def state_of(self, params: Any, model_state: Any) -> TrainState:
+        """The state of step 0 with these parameters and running statistics, on this mesh; the optimizer is new."""
+        placed = self.placed
+        params, model_state = jax.device_put((params, model_state), (placed.params, placed.model_state))
+        slots = jax.jit(self.tx.init, out_shardings=placed.opt_state)(params)
+        return TrainState(jax.device_put(jax.numpy.int32(0), placed.step), params, slots, model_state)
 
     def restore(self, checkpoints: Checkpoints, step: int | None = None) -> TrainState:
         """The state of a checkpoint (the latest by default) on this mesh."""

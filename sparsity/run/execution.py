@@ -17,11 +17,12 @@ from sparsity.evals import EVALS
 from sparsity.evals.neurons import neurons
 from sparsity.evals.result import Measure, Result, Subject, mean_and_se
 from sparsity.evals.sparsity import by_layer, merge, nonzero_fraction
-from sparsity.run.config import RunConfig
-from sparsity.run.engine import Engine
+from sparsity.run.config import RunConfig, directory_name
+from sparsity.run.engine import Engine, last_state
 from sparsity.run.workdir import Outcome, Workdir, WorkdirError
 from sparsity.train.guard import Diverged
 from sparsity.train.loop import Hooks, train
+from sparsity.train.state import TrainState
 from sparsity.writer import MetricsWriter, Progress, read_metrics, write_json
 
 # The evaluator that scores validations in training, by the model's task.
@@ -40,6 +41,8 @@ def evaluate(subject: Subject, names: tuple[str, ...]) -> Result:
 def run(config: RunConfig, workdir: str | Path, progress: Progress | None = None) -> Outcome:
     """Trains and evaluates `config` in `workdir`; resumes what is there, returns at once if it ended.
 
+    A run that starts from one that diverged has diverged at step 0.
+
     Raises:
       WorkdirError: the workdir is unwritable, claimed, or belongs to another config.
       ConfigError: the config does not fit the devices.
@@ -56,9 +59,28 @@ def run(config: RunConfig, workdir: str | Path, progress: Progress | None = None
             return ended
         engine = Engine(config)
         write_json(files.config, config_lib.to_dict(config))
-        outcome = _train_and_evaluate(engine, files, progress)
+        start = _start_of(files, config)
+        if start is not None and run(config.start, start.path, progress).status == "diverged":
+            progress.say(f"{config.name}: {config.start.name}, which it starts from, diverged")
+            outcome = Outcome("diverged", 0)
+        else:
+            outcome = _train_and_evaluate(engine, files, progress)
         files.write_outcome(outcome)
     return outcome
+
+
+def _start_of(files: Workdir, config: RunConfig) -> Workdir | None:
+    """Where the run stands that the one of `files` starts from; None if it starts from none."""
+    return None if config.start is None else Workdir(files.path.parent / directory_name(config.start))
+
+
+def _first_state(engine: Engine, files: Workdir) -> TrainState:
+    """The state of step 0: as the seed draws it, or with the last parameters of the run that this one starts from."""
+    start = _start_of(files, engine.config)
+    if start is None:
+        return engine.new_state()[0]
+    _, last = last_state(start)
+    return engine.state_of(last.params, last.model_state)
 
 
 def _train_and_evaluate(engine: Engine, files: Workdir, progress: Progress) -> Outcome:
@@ -66,7 +88,7 @@ def _train_and_evaluate(engine: Engine, files: Workdir, progress: Progress) -> O
     with Checkpoints(files.checkpoints, config.keep) as checkpoints:
         meta = {"config": config_lib.to_dict(config)}
         fresh = checkpoints.latest() is None
-        state = engine.new_state()[0] if fresh else engine.restore(checkpoints)
+        state = _first_state(engine, files) if fresh else engine.restore(checkpoints)
         start = int(jax.device_get(state.step))
         if start > config.steps:
             raise WorkdirError(f"config.steps: {config.steps} is below the {start} steps that {files.path} has done")

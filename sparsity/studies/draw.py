@@ -99,7 +99,7 @@ def nonzero_by_step(runs: Runs) -> Drawing:
             se = 100 * np.array([r["layers"][layer]["se"] or 0 for r in rows])
             axis.plot(steps, mean, color=color, label=layer if layer in shown else None)
             axis.fill_between(steps, mean - se, mean + se, color=color, alpha=0.2, lw=0)
-        axis.set(title=name, xlabel="step", yscale="log", ylim=(1, 100))
+        axis.set(title=name, xlabel="step", ylim=(1, 100), yscale="log")  # in this order: all may be 0
         axis.set_yticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
     axes[0].set_ylabel("nonzero activations (%)")
     axes[0].legend()

@@ -15,7 +15,7 @@ import jax
 
 from sparsity import config as config_lib
 from sparsity.config import ConfigError
-from sparsity.run import Engine, Outcome, RunConfig, Workdir, run, run_config
+from sparsity.run import Engine, Outcome, RunConfig, Workdir, directory_name, run, run_config
 from sparsity.studies import draw, report
 from sparsity.studies.draw import Drawing, Runs, RunView
 from sparsity.studies.judge import Claim, Judgement, judge
@@ -136,7 +136,7 @@ def expand(sweep: Callable[[str], Sequence[Any]], scale: str) -> list[RunConfig]
 
 def run_directory(workdir: Path, config: RunConfig) -> Path:
     """W/runs/<name>-<config hash>: studies with a run in common share its directory."""
-    return workdir / "runs" / f"{config.name}-{config_lib.config_hash(config)}"
+    return workdir / "runs" / directory_name(config)
 
 
 @dataclasses.dataclass(frozen=True)

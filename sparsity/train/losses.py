@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sparsity.models.bert import Pretraining
+
 
 @flax.struct.dataclass
 class Losses:
@@ -20,12 +22,16 @@ class Losses:
       count: number of items.
       squared_z: sum of log(Z)^2, Z the sum of the exponentials of the logits, which z-loss weighs; None where there
         are no logits of tokens.
+      sentence_loss: of saying whether a second text follows the first, one an example; None where that is not asked.
+      sentence_correct: 1 where that was said right.
     """
 
     loss: jax.Array
     correct: jax.Array | None
     count: jax.Array
     squared_z: jax.Array | None = None
+    sentence_loss: jax.Array | None = None
+    sentence_correct: jax.Array | None = None
 
 
 def classification(logits: jax.Array, batch: Mapping[str, jax.Array]) -> Losses:
@@ -49,16 +55,20 @@ def reconstruction(images: jax.Array, batch: Mapping[str, jax.Array]) -> Losses:
     return Losses(loss, None, jnp.ones_like(loss))
 
 
-def language(logits: jax.Array, batch: Mapping[str, jax.Array]) -> Losses:
-    """Softmax cross-entropy of `logits` [B, L, V] against `batch["targets"]` [B, L], in nats; an item is a token.
+def language(outputs: jax.Array | Pretraining, batch: Mapping[str, jax.Array]) -> Losses:
+    """Softmax cross-entropy of logits [B, L, V] against `batch["targets"]` [B, L], in nats; an item is a token.
 
-    Where the batch has `target_segments` [B, L], tokens of segment 0 are padding and no items.
+    Where the batch has `target_segments` [B, L], tokens of segment 0 are padding and no items. If `outputs` are of both
+    of BERT's tasks, `batch["next_sentence"]` [B] is the other's label.
     """
+    both = isinstance(outputs, Pretraining)
+    logits = outputs.tokens if both else outputs
     nats, correct = _cross_entropy(logits, batch["targets"])
     z = jax.nn.logsumexp(logits, axis=-1) ** 2
     real = jnp.broadcast_to(batch["target_segments"] > 0 if "target_segments" in batch else True, nats.shape)
     total = lambda x: jnp.where(real, x, 0).sum(-1)  # not even NaN counts in padding
-    return Losses(total(nats), total(correct), total(jnp.ones_like(nats)), total(z))
+    sentence = _cross_entropy(outputs.next_sentence, batch["next_sentence"]) if both else (None, None)
+    return Losses(total(nats), total(correct), total(jnp.ones_like(nats)), total(z), *sentence)
 
 
 def _cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -33,7 +33,7 @@ class StepMetrics:
     Attributes:
       loss: mean loss over the batch before the update, without the penalty; in the loss's units.
       accuracy: share of correct predictions, in [0, 1]; None where nothing can be correct.
-      penalty: mean penalty over the batch, beside the loss; None without one.
+      penalty: mean penalty over the batch, beside the loss, and loss of BERT's next sentence; None without either.
       grad_norm: global L2 norm of the gradient, before clipping.
       learning_rate: of this update.
       finite: loss and gradient hold no NaN or infinity. The updated parameters are not read again for this, which
@@ -109,6 +109,9 @@ class Objective:
         penalty = None
         if self.penalty is not None:
             penalty = (self.penalty(self.config, params, _activated(activations)) * losses.count).sum()
+        if losses.sentence_loss is not None:
+            # The mean over examples of as many items each: Devlin et al. 2019 add the means of both tasks.
+            penalty = (losses.sentence_loss * losses.count).sum() + (0 if penalty is None else penalty)
         sums = jax.tree.map(jnp.sum, losses)
         if self.z_loss:
             penalty = self.z_loss * sums.squared_z + (0 if penalty is None else penalty)

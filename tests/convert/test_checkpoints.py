@@ -38,6 +38,11 @@ def test_noise_takes_no_settings_and_needs_a_head():
         images_of(opened(classes=None), None, {})
 
 
+def test_only_a_bert_has_a_head_for_the_next_sentence(tmp_path):
+    with pytest.raises(ConfigError, match=r"^--next_sentence: a gpt2 has no head for it, only a bert$"):
+        open_checkpoint("hf", "gpt2", tmp_path, next_sentence=True)
+
+
 def test_data_fit_the_head_and_the_positions():
     learned = {"position": Tensor(("pos_embed",))}
     check_images(opened(tensors=learned), (32, 32, 3), 10)

@@ -9,9 +9,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from sparsity.config import ConfigError
+from sparsity import recipes
+from sparsity.config import ConfigError, to_dict
+from sparsity.convert import hf_text
 from sparsity.models.llama import LlamaConfig
 from sparsity.ops.sparsifiers import Gelu, GeluTanh, Relu, Silu
+from sparsity.run import run_config
 from tests.convert import images, texts
 
 
@@ -62,6 +65,28 @@ def test_names_of_old_checkpoints_and_tensors_that_nobody_reads(tmp_path):
     unread = {"cls.seq_relationship.weight": np.ones((2, 8), np.float32)}
     found = opened("bert", tmp_path / "bert", rename=old, **unread)
     np.testing.assert_allclose(texts.logits_of(found), texts.golden("bert"), rtol=1e-4, atol=1e-5)
+
+
+def test_a_bert_comes_with_its_other_head_if_that_is_asked_for(tmp_path):
+    rng = np.random.default_rng(0)
+    shapes = {"bert.pooler.dense": (texts.D, texts.D), "cls.seq_relationship": (2, texts.D)}
+    head = {f"{name}.weight": rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    head |= {f"{name}.bias": rng.normal(size=shape[0]).astype(np.float32) for name, shape in shapes.items()}
+    left = opened("bert", tmp_path, **head)
+    assert not left.model.next_sentence
+    found = hf_text.open_bert(tmp_path, next_sentence=True)
+    outputs = texts.outputs_of(found, texts.TOKENS, np.zeros_like(texts.TOKENS))
+    np.testing.assert_allclose(outputs.tokens, texts.golden("bert"), rtol=1e-4, atol=1e-5)
+    _, params = texts.params_of(found)
+    np.testing.assert_array_equal(params["pooler"]["kernel"], head["bert.pooler.dense.weight"].T)
+    np.testing.assert_array_equal(params["next_sentence"]["bias"], head["cls.seq_relationship.bias"])
+    model = {"name": "bert", **to_dict(found.model), "positions": 512}
+    section = recipes.text_checkpoint(model, found.classes, "tokenizer.json", None)
+    assert run_config(section).data.next_sentence
+    opened("bert", tmp_path / "without")
+    without = hf_text.open_bert(tmp_path / "without", next_sentence=True)
+    with pytest.raises(ConfigError, match=r"has no tensor bert\.pooler\.dense\.weight"):
+        texts.params_of(without)
 
 
 REFUSED = [

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sparsity.convert import hf_text
 from tests.convert import images, texts
 
 torch = pytest.importorskip("torch")
@@ -58,6 +59,23 @@ def test_logits_of_a_random_checkpoint(kind, tmp_path):
     ours, theirs = texts.logits_of(found, tokens), of_torch(module, tokens)
     # Issue and tests of T5: below 2e-4 of the logits' scale, float32.
     assert np.abs(ours - theirs).max() < 2e-4 * np.abs(theirs).max()
+
+
+def test_both_heads_of_a_random_bert(tmp_path):
+    torch.manual_seed(1)
+    module = transformers.BertForPreTraining(transformers.BertConfig(**LARGER["bert"])).eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    module.save_pretrained(tmp_path)
+    rng = np.random.default_rng(0)
+    tokens, segments = rng.integers(0, 90, (3, 50)), np.repeat([0, 1], [20, 30]) * np.ones((3, 1), int)
+    with torch.no_grad():
+        theirs = module(torch.tensor(tokens), token_type_ids=torch.tensor(segments))
+    found = hf_text.open_bert(tmp_path, next_sentence=True)
+    ours = texts.outputs_of(found, tokens.astype(np.int32), segments.astype(np.int32))
+    for mine, other in ((ours.tokens, theirs.prediction_logits), (ours.next_sentence, theirs.seq_relationship_logits)):
+        assert np.abs(mine - other.numpy()).max() < 2e-4 * np.abs(other.numpy()).max()
 
 
 def golden_values():

@@ -130,7 +130,8 @@ def golden(case):
 def params_of(found):
     """(module, parameters) of what was found, loaded onto 2 x 4 devices."""
     module = found.model.build(found.classes)
-    boxed = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32), Context()))["params"]
+    inputs = [jnp.zeros((1, 4), jnp.int32)] * len(found.model.inputs)
+    boxed = jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs, Context()))["params"]
     placed = spmd.shardings(spmd.make_mesh(spmd.MeshConfig(data=2, model=4)), spmd.param_specs(boxed))
     shapes = flax.core.meta.unbox(boxed)
     abstract = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placed)
@@ -138,7 +139,12 @@ def params_of(found):
     return module, jax.device_get(load(found.tensors, abstract, found.reader))
 
 
+def outputs_of(found, *inputs):
+    """What our model makes of what it reads."""
+    module, params = params_of(found)
+    return jax.device_get(jax.jit(lambda p, x: module.apply({"params": p}, *x, Context()))(params, inputs))
+
+
 def logits_of(found, tokens=TOKENS):
     """What our model makes of the tokens."""
-    module, params = params_of(found)
-    return np.asarray(jax.jit(lambda p, x: module.apply({"params": p}, x, Context()))(params, tokens))
+    return outputs_of(found, tokens)

@@ -62,7 +62,9 @@ def test_pieces_have_the_layout_of_t5_and_make_the_text_again(pieces):
     assert 10 < len(tokens) < len(TEXT)
     assert tokens.min() > UNKNOWN
     assert tokens.max() < 300
-    assert (pieces.sentinel, pieces.sentinels, pieces.words) == (399, 100, (3, 300))
+    assert (pieces.sentinel, pieces.sentinels, pieces.words, pieces.marks) == (399, 100, (3, 300), (398, 397))
+    with pytest.raises(ConfigError, match=r"^data\.vocabulary\.extra: 2 are too few to mask a token and to mark two"):
+        SentencePiece(pieces.path, extra=2).marks  # noqa: B018
     assert pieces.decode(np.concatenate([[399], tokens, [EOS, PAD]])) == TEXT
 
 
@@ -101,7 +103,7 @@ def test_a_tokenizer_adds_cuts_and_pads_nothing(words):
     assert 10 < len(tokens) < len(TEXT)
     assert tokens.min() > 4
     assert words.decode(tokens).replace(" ", "") == TEXT.replace(" ", "")
-    assert (words.sentinel, words.sentinels, words.words[0]) == (4, 1, 0)
+    assert (words.sentinel, words.sentinels, words.words[0], words.marks) == (4, 1, 0, (2, 3))
     assert 100 < words.words[1] <= 300
 
 

@@ -13,8 +13,8 @@ from sparsity.train.losses import Losses
 def measure(make_subject):
     """(nats, correct predictions and tokens of each example) -> measures by name."""
 
-    def run(nats, correct, tokens, **config):
-        losses = Losses(*(np.asarray(x, np.float32) for x in (nats, correct, tokens)))
+    def run(nats, correct, tokens, sentences=(None, None), **config):
+        losses = Losses(*(np.asarray(x, np.float32) for x in (nats, correct, tokens)), None, *sentences)
         predict = lambda arrays, noisy: Predictions(None, arrays, losses, {})
         return {m.name: m for m in language(make_subject(predict=predict, **config)).measures}
 
@@ -34,6 +34,14 @@ def test_a_case_by_hand(measure):
     assert found["perplexity"].se == pytest.approx(math.exp(8 / 6) * found["nll"].se)
     assert [m.unit for m in found.values()] == ["nats", "", "share"]
     assert {m.n for m in found.values()} == {2}
+
+
+def test_pairs_of_texts_are_examples_of_their_own(measure):
+    found = measure([6, 2], [3, 0], [4, 2], (np.float32([0.2, 0.6]), np.float32([1, 0])))
+    assert list(found) == ["nll", "perplexity", "accuracy", "next_sentence.nll", "next_sentence.accuracy"]
+    nll, accuracy = (found[f"next_sentence.{name}"] for name in ("nll", "accuracy"))
+    assert (nll.value, nll.se) == pytest.approx((0.4, 0.2), rel=1e-6)
+    assert (accuracy.value, accuracy.se, accuracy.n) == (0.5, 0.5, 2)
 
 
 def test_examples_of_equal_length_have_the_standard_error_of_their_means(measure):

@@ -12,12 +12,13 @@ from sparsity.config import ConfigError, build
 from sparsity.evals.sparsity import by_layer
 from sparsity.layers.mlp import MLPConfig
 from sparsity.layers.sparsify import STATS, Context
-from sparsity.models.bert import BERTConfig
+from sparsity.models.bert import BERTConfig, Pretraining
 from sparsity.ops.sparsifiers import Relu, TopK
 from sparsity.recipes import li2022
 
 V, L = 11, 6
 TOKENS = np.random.default_rng(0).integers(0, V, (3, L)).astype(np.int32)
+SEGMENTS = np.int32([[0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1], [0, 0, 0, 1, 1, 1]])
 
 
 def bert(**changes):
@@ -25,16 +26,20 @@ def bert(**changes):
     return BERTConfig(**settings | changes)
 
 
+def read(config, tokens=TOKENS):
+    return (tokens, SEGMENTS) if config.next_sentence else (tokens,)
+
+
 def randomised(config):
     """Random parameters of every leaf, those included that start at zero or one."""
-    shapes = flax.core.meta.unbox(jax.eval_shape(config.build(V).init, jax.random.key(0), TOKENS, Context()))
+    shapes = flax.core.meta.unbox(jax.eval_shape(config.build(V).init, jax.random.key(0), *read(config), Context()))
     rng = np.random.default_rng(1)
     return jax.tree.map(lambda p: jnp.asarray(rng.normal(0, 0.5, p.shape), p.dtype), shapes)
 
 
 def forward(config, variables, tokens=TOKENS, **ctx):
     apply, context, rngs = config.build(V).apply, Context(**ctx), {"dropout": jax.random.key(0)}
-    return jax.jit(lambda v, x: apply(v, x, context, mutable=[STATS], rngs=rngs))(variables, tokens)
+    return jax.jit(lambda v, x: apply(v, *x, context, mutable=[STATS], rngs=rngs))(variables, read(config, tokens))
 
 
 def linear(p, x):
@@ -59,29 +64,39 @@ def reference(config, variables):
     """The whole forward pass in numpy float64, after Devlin et al.'s description."""
     p = variables["params"]
     table = {name: np.asarray(p[name], np.float64) for name in ("embedding", "position", "type", "head_bias")}
-    x = norm(p["norm_embedding"], table["embedding"][TOKENS] + table["position"][:L] + table["type"][0])
+    segments = SEGMENTS if config.next_sentence else 0
+    x = norm(p["norm_embedding"], table["embedding"][TOKENS] + table["position"][:L] + table["type"][segments])
     for i in range(config.layers):
         block = p[f"block_{i}"]
         x = norm(block["norm_attention"], x + attention(block["attention"], x, config.heads))
         h = np.maximum(linear(block["mlp"]["wi"], x), 0)
         x = norm(block["norm_mlp"], x + linear(block["mlp"]["wo"], h))
     z = linear(p["head"], x)
-    x = norm(p["norm_head"], z * (1 + erf(z / np.sqrt(2))) / 2)
-    return x @ table["embedding"].T + table["head_bias"]
+    y = norm(p["norm_head"], z * (1 + erf(z / np.sqrt(2))) / 2)
+    logits = y @ table["embedding"].T + table["head_bias"]
+    if not config.next_sentence:
+        return logits
+    return Pretraining(logits, linear(p["next_sentence"], np.tanh(linear(p["pooler"], x[:, 0]))))
 
 
-def test_the_logits_are_the_formula():
-    config = bert()
+@pytest.mark.parametrize("next_sentence", [False, True])
+def test_the_logits_are_the_formula(next_sentence):
+    config = bert(next_sentence=next_sentence)
     variables = randomised(config)
-    np.testing.assert_allclose(forward(config, variables)[0], reference(config, variables), rtol=1e-4, atol=1e-4)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    jax.tree.map(close, forward(config, variables)[0], reference(config, variables))
 
 
-@pytest.mark.parametrize(("size", "count"), [("base", 109_514_298), ("large", 335_174_458)])
-def test_sizes_have_the_parameters_of_the_published_ones(size, count):
-    """Hugging Face's BertForMaskedLM of bert-base-uncased and bert-large-uncased, 30,522 tokens."""
-    config = build(BERTConfig, {k: v for k, v in recipes.bert_model(size).items() if k != "name"})
-    tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
-    params = jax.eval_shape(config.build(30_522).init, jax.random.key(0), tokens, Context())
+PUBLISHED = [("base", False, 109_514_298), ("large", False, 335_174_458), ("base", True, 110_106_428)]
+
+
+@pytest.mark.parametrize(("size", "next_sentence", "count"), PUBLISHED)
+def test_sizes_have_the_parameters_of_the_published_ones(size, next_sentence, count):
+    """Hugging Face's BertForMaskedLM and BertForPreTraining of bert-base-uncased (and -large-), 30,522 tokens."""
+    section = {k: v for k, v in recipes.bert_model(size).items() if k != "name"}
+    config = build(BERTConfig, section | {"next_sentence": next_sentence})
+    tokens = [jax.ShapeDtypeStruct((1, 8), jnp.int32)] * len(config.inputs)
+    params = jax.eval_shape(config.build(30_522).init, jax.random.key(0), *tokens, Context())
     assert sum(p.size for p in jax.tree.leaves(params)) == count
 
 
@@ -131,6 +146,7 @@ def test_flops_by_hand():
     config = bert()
     block = 2 * (4 * 64 + 2 * L * 8 + 2 * 8 * 24)
     assert config.flops((L,), V) == pytest.approx(2 * (64 + 8 * V) + 2 * block)
+    assert bert(next_sentence=True).flops((L, L), V) - config.flops((L,), V) == pytest.approx(2 * (64 + 2 * 8) / L)
     saved = config.flops((L,), V) - config.flops((L,), V, {"block_0": 0.25, "block_1": 1.0})
     assert saved == pytest.approx(0.75 * 2 * 8 * 24)
 

@@ -8,12 +8,13 @@ import pytest
 from scipy.special import expit
 
 from sparsity import recipes
-from sparsity.config import ConfigError, build
+from sparsity.config import ConfigError, build, differences, to_dict
 from sparsity.evals.sparsity import by_layer
 from sparsity.layers.mlp import MLPConfig
 from sparsity.layers.sparsify import STATS, Context
 from sparsity.models.llama import LlamaConfig
 from sparsity.ops.sparsifiers import Relu, Silu, TopK
+from sparsity.run import run_config
 
 V, L = 11, 6
 TOKENS = np.random.default_rng(0).integers(0, V, (3, L)).astype(np.int32)
@@ -182,3 +183,15 @@ def test_a_size_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match=r'unknown size of Llama "70b"; valid: tinyllama-1\.1b, 2-7b'):
         recipes.llama_model("70b")
     assert recipes.llama_model("3-8b", "relu", "relu").mlp.gate.name == "relu"
+
+
+def test_a_llama_goes_on_with_other_mlps_from_where_it_ended():
+    plain = recipes.llama_text(30)
+    config = run_config(recipes.fine_tuned(plain, "drelu", 10, 1e-3))
+    assert (config.name, config.start) == ("llama_text_then_drelu", run_config(plain))
+    changed = differences(to_dict(run_config(plain)), to_dict(config))
+    mine = {"name", "steps", "every.checkpoint", "every.eval", "optimizer.learning_rate"}
+    assert {k for k in changed if not k.startswith(("start.", "model.mlp."))} == mine
+    assert (config.model.mlp.sparsifier, config.model.mlp.gate) == (Relu(), Relu())
+    with pytest.raises(ValueError, match=r'unknown activation "gelu" of a Llama\'s MLPs; valid: silu, relu, shifted'):
+        recipes.with_mlps(plain, "gelu")

@@ -21,7 +21,7 @@ from tests.run.runs import Quiet, digest, network_measures
 WITHOUT_ERROR = [["units", kind] for kind in ("above_0", "spread", "entropy", "flat")]
 NOT_OF_A_CLASSIFIER = (
     *("reconstruction", "language", "receptive_fields"),
-    *("exemplars", "noise_covariance", "noise_terms", "thresholds", "generate"),
+    *("exemplars", "noise_covariance", "noise_terms", "thresholds", "quantiles", "generate"),
 )
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from sparsity.config import ConfigError, to_dict
+from sparsity import recipes
+from sparsity.config import ConfigError, differences, to_dict
 from sparsity.run import Workdir, run, run_config, smoke
 from sparsity.studies import report
 from sparsity.writer import read_metrics
@@ -69,3 +70,18 @@ def test_a_smoke_run_of_a_language_model_needs_no_text(tiny_config, tmp_path):
     assert network_measures(outcome)["nll"].value > np.log(256) - 0.1
     with pytest.raises(ConfigError, match=r"^data: no wiki\.train\.raw, wiki\.valid\.raw, wiki\.test\.raw in "):
         run(run_config(config), tmp_path / "real", Quiet())
+
+
+def test_a_bert_learns_and_is_measured_by_both_of_its_tasks(tmp_path):
+    plain = recipes.bert_text()
+    plain.model.layers, plain.evals.names = 1, ("language",)
+    config = run_config(recipes.with_next_sentence(plain))
+    changed = differences(to_dict(run_config(plain)), to_dict(config))
+    assert set(changed) == {"name", "model.next_sentence", "data.next_sentence"}
+    outcome = run(smoke(config), tmp_path, Quiet())
+    found = network_measures(outcome)
+    assert found["next_sentence.nll"].value == pytest.approx(np.log(2), abs=0.05)
+    assert found["next_sentence.accuracy"].n == found["nll"].n == 16
+    train = [line for line in read_metrics(tmp_path / "metrics.jsonl") if line["kind"] == "train"]
+    assert [line["penalty"] for line in train] == pytest.approx([np.log(2)] * 2, abs=0.05)
+    assert run_config(to_dict(smoke(config))) == smoke(config)

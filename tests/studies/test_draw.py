@@ -32,6 +32,13 @@ def test_a_row_has_25_fields_and_a_short_one_as_many_as_there_are():
     assert drawn(fields[:3], np.arange(3))[0].shape == (4, 3 * 5 - 1)
 
 
+def test_a_network_whose_activations_are_all_zero_is_drawn_on_the_log_scale_too():
+    layers = {"block_0": {"nonzero": 0.0, "se": 0.0}}
+    view = draw.RunView(None, [{"kind": "sparsity", "step": step, "layers": layers} for step in (0, 1)], {})
+    (axis,) = draw.nonzero_by_step({"shifted": view}).figure.axes
+    assert (axis.get_yscale(), axis.get_ylim()) == ("log", (1, 100))
+
+
 def test_a_unit_without_weights_is_grey():
     np.testing.assert_array_equal(drawn(np.zeros((1, 4, 4, 1)), [0.0])[0], 0.5)
 

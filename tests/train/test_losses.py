@@ -4,6 +4,7 @@ import pytest
 from scipy.special import log_softmax
 
 from sparsity.models import MODELS
+from sparsity.models.bert import Pretraining
 from sparsity.train.losses import LOSSES, classification, language, reconstruction
 
 
@@ -36,6 +37,16 @@ def test_language_sums_over_the_tokens_of_each_example():
     np.testing.assert_allclose(losses.loss, -np.log([0.5 * 0.75, 0.9 * 0.2]), rtol=1e-5)
     np.testing.assert_array_equal(losses.correct, [2, 1])
     np.testing.assert_array_equal(losses.count, [2, 2])
+
+
+def test_the_next_sentence_has_a_loss_of_its_own():
+    tokens, sentences = jnp.log(jnp.array([[[0.5, 0.5]], [[0.1, 0.9]]])), jnp.log(jnp.array([[0.25, 0.75], [0.4, 0.6]]))
+    batch = {"targets": jnp.array([[0], [1]]), "next_sentence": jnp.array([1, 0])}
+    losses = language(Pretraining(tokens, sentences), batch)
+    np.testing.assert_allclose(losses.loss, -np.log([0.5, 0.9]), rtol=1e-5)
+    np.testing.assert_allclose(losses.sentence_loss, -np.log([0.75, 0.4]), rtol=1e-5)
+    np.testing.assert_array_equal(losses.sentence_correct, [1, 0])
+    assert language(tokens, batch).sentence_loss is None
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -16,6 +16,7 @@ from sparsity.layers.mlp import MLPConfig
 from sparsity.layers.noise import Noise
 from sparsity.layers.sparsify import Context
 from sparsity.models.autoencoder import AutoencoderConfig
+from sparsity.models.bert import Pretraining
 from sparsity.ops.noise import Gaussian, LinearToZero
 from sparsity.ops.sparsifiers import Gelu, TopK
 from sparsity.run import Engine, run_config
@@ -44,6 +45,31 @@ def _with_head(engine):
     kernel = 0.01 * jax.random.normal(jax.random.key(2), head["kernel"].shape)
     kernel = jax.device_put(kernel, head["kernel"].sharding)
     return state.replace(params=state.params | {"head": head | {"kernel": kernel}})
+
+
+class Constant(nn.Module):
+    """The same logits of BERT's two tasks whatever is read."""
+
+    @nn.compact
+    def __call__(self, tokens, ctx):
+        token, sentence = (self.param(name, nn.initializers.zeros, (n,)) for name, n in (("token", 3), ("sentence", 2)))
+        return Pretraining(jnp.broadcast_to(token, (*tokens.shape, 3)), jnp.broadcast_to(sentence, (len(tokens), 2)))
+
+
+def test_the_means_of_berts_two_tasks_are_added_however_a_batch_is_split():
+    params = {"token": jnp.log(jnp.array([0.5, 0.3, 0.2])), "sentence": jnp.log(jnp.array([0.8, 0.2]))}
+    selected = jnp.tile(jnp.array([0, 1, 1]), (4, 1))
+    batch = {"tokens": jnp.zeros((4, 3), jnp.int32), "targets": jnp.array([[0, 0, 1]] * 4), "target_segments": selected}
+    batch["next_sentence"] = jnp.array([0, 0, 0, 1])
+    objective = Objective(Constant(), types.SimpleNamespace(inputs=("tokens",)), LOSSES["language"], 0)
+    state = TrainState(jnp.int32(0), params, None, {})
+    out = [jax.jit(gradients(objective, record=False, accumulate=n))(state, batch) for n in (1, 2)]
+    for (sums, penalty), grads, _, _ in out:
+        assert float(sums.loss / sums.count) == pytest.approx(-np.log([0.5, 0.3]).mean(), rel=1e-5)
+        assert float(penalty / sums.count) == pytest.approx(-np.log([0.8, 0.8, 0.8, 0.2]).mean(), rel=1e-5)
+        # Softmax less the share of each label.
+        np.testing.assert_allclose(grads["token"], [0.5 - 0.5, 0.3 - 0.5, 0.2], atol=1e-6)
+        np.testing.assert_allclose(grads["sentence"], [0.8 - 0.75, 0.2 - 0.25], atol=1e-6)
 
 
 def test_accumulated_microbatches_give_the_full_batch_gradient_and_statistics(tiny_config):

@@ -6,6 +6,7 @@ from sparsity.studies.li2022.mixer import MIXER_STUDY
 from sparsity.studies.li2022.optimizers import OPTIMIZERS
 from sparsity.studies.li2022.penalties import PENALTIES
 from sparsity.studies.li2022.random_data import RANDOM_DATA
+from sparsity.studies.li2022.relufied import RELUFIED
 from sparsity.studies.li2022.resnets import RESNETS
 from sparsity.studies.li2022.robustness_source import ROBUSTNESS_SOURCE
 from sparsity.studies.li2022.t5_no_skip import T5_NO_SKIP
@@ -36,4 +37,5 @@ LI2022 = (
     RANDOM_DATA,
     FRONT,
     ROBUSTNESS_SOURCE,
+    RELUFIED,
 )
