@@ -65,7 +65,7 @@ class Part:
 
     Attributes:
       only: dotted config keys and the values asked for, as text; a run must match all.
-      shard: (i, n): every n-th run from the i-th on, 0 <= i < n.
+      shard: (i, n): every n-th run from the i-th on, 0 <= i < n; runs that start from one another are one of these.
     """
 
     only: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -95,12 +95,21 @@ class Part:
         ]
         if self.only and not chosen:
             raise ConfigError(f"--only: no run has {', '.join(f'{k}={v}' for k, v in self.only.items())}")
-        return chosen[self.shard[0] :: self.shard[1]]
+        families: dict[str, list[RunConfig]] = {}
+        for config in chosen:
+            families.setdefault(directory_name(_first(config)), []).append(config)
+        share = list(families.values())[self.shard[0] :: self.shard[1]]
+        return [config for family in share for config in family]
 
     @property
     def whole(self) -> bool:
         """All runs: only then are a study's results written."""
         return not self.only and self.shard == (0, 1)
+
+
+def _first(config: RunConfig) -> RunConfig:
+    """The run that a run starts from, and that one, and so on to one that starts from none."""
+    return config if config.start is None else _first(config.start)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -102,6 +102,21 @@ def test_a_part_runs_its_runs_and_writes_no_results(tmp_path, sweep):
     assert 0 < float(row["value"]) <= 4 / 32  # k of d_ff
 
 
+def test_runs_that_start_from_one_another_are_in_one_part(tiny_config):
+    def run_of(seed, *arms):
+        config = tiny_config.copy_and_resolve_references()
+        config.name, config.seed = "_".join([f"seed{seed}", *arms]), seed
+        if arms:
+            config.start = run_of(seed, *arms[:-1])
+        return config
+
+    arms = ((), ("a",), ("b",), ("a", "c"))  # c starts where a ends
+    configs = expand(lambda scale: [run_of(seed, *arm) for arm in arms for seed in range(3)], "embedded")
+    parts = [Part.parse([], f"{i}/2").of(configs) for i in range(2)]
+    assert [{c.seed for c in part} for part in parts] == [{0, 2}, {1}]
+    assert sum(map(len, parts)) == len(configs)
+
+
 def test_a_part_that_matches_nothing_is_refused(tmp_path, sweep):
     configs = expand(sweep, "embedded")
     for only, shard, message in (
