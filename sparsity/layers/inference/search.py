@@ -74,7 +74,7 @@ class _Search(Inference):
     def find(self, weights: Weights, x_TxD: jax.Array, mlp: MLPConfig, dtype: str) -> Found:
         """The k largest of each token's candidates."""
         score_TxC, index_TxC = top(self.score(weights, x_TxD, dtype), self.candidates)
-        index_TxC = _ascending(index_TxC)  # so that ties go to the lower unit
+        index_TxC = jnp.sort(index_TxC)  # so that ties go to the lower unit
         z_TxC = linear_at(weights["wi"], x_TxD, index_TxC, dtype)
         h_TxK, place_TxK = largest(ranked(z_TxC, mlp.sparsifier), mlp.sparsifier)
         at = lambda x_TxC: jnp.take_along_axis(x_TxC, place_TxK, axis=1)
@@ -199,11 +199,6 @@ class QuantizedSearch(_Search):
 def _written(found: Found, weights: Weights, x_TxD: jax.Array, mlp: MLPConfig, dtype: str) -> jax.Array:
     y_TxD = kept_rows(weights, x_TxD, found.h_TxK, found.index_TxK, mlp, dtype)
     return jnp.where(found.broken_T[:, None], jnp.nan, y_TxD)
-
-
-def _ascending(index_TxC: jax.Array) -> jax.Array:
-    """Columns in order, by Top-k of all of them: a CPU does that faster than XLA's sort; exact below 2^24."""
-    return -top(-index_TxC.astype(jnp.float32), index_TxC.shape[1])[0].astype(jnp.int32)
 
 
 def by_svd(kernel_DxF: jax.Array, rank: int) -> tuple[np.ndarray, np.ndarray]:
