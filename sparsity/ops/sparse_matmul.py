@@ -75,13 +75,35 @@ def weighted_rows(value_TxK: jax.Array, index_TxK: jax.Array, w_FxD: jax.Array) 
 
     Every mode of inference that reads some rows of W_o reads them here.
     """
-    wide = jnp.promote_types(jnp.result_type(value_TxK, w_FxD), jnp.float32)
-    multiply = lambda h, w: jnp.matmul(h.astype(w.dtype), w, preferred_element_type=wide)
     if len(value_TxK) > TOKENS:
         h_TxF = jnp.zeros((len(value_TxK), len(w_FxD)), value_TxK.dtype)
         token_Tx1 = jnp.arange(len(value_TxK))[:, None]
-        return multiply(h_TxF.at[token_Tx1, index_TxK].set(value_TxK, unique_indices=True), w_FxD)
-    return _each(lambda value_K, index_K: multiply(value_K, _take(w_FxD, index_K)), value_TxK, index_TxK)
+        return _multiply(h_TxF.at[token_Tx1, index_TxK].set(value_TxK, unique_indices=True), w_FxD)
+
+    def one(value_K, index_K):
+        by_take = lambda value_K, index_K, w_FxD: _multiply(value_K, _take(w_FxD, index_K))
+        return lax.platform_dependent(value_K, index_K, w_FxD, cpu=_summed, default=by_take)
+
+    return _each(one, value_TxK, index_TxK)
+
+
+def _multiply(h: jax.Array, w_FxD: jax.Array) -> jax.Array:
+    wide = jnp.promote_types(jnp.result_type(h, w_FxD), jnp.float32)
+    return jnp.matmul(h.astype(w_FxD.dtype), w_FxD, preferred_element_type=wide)
+
+
+def _summed(value_K: jax.Array, index_K: jax.Array, w_FxD: jax.Array) -> jax.Array:
+    """The sum of weighted rows [D], one multiply-add a row: in half the time of a gathered copy's product."""
+    wide, short = jnp.promote_types(jnp.result_type(value_K, w_FxD), jnp.float32), -len(value_K) % ROWS
+    value_K, index_K = jnp.pad(value_K.astype(wide), (0, short)), jnp.pad(index_K, (0, short))
+
+    def step(i, y_D):
+        for j in range(ROWS):
+            row_D = lax.dynamic_index_in_dim(w_FxD, index_K[i * ROWS + j], keepdims=False)
+            y_D += value_K[i * ROWS + j] * row_D.astype(wide)
+        return y_D
+
+    return lax.fori_loop(0, len(value_K) // ROWS, step, jnp.zeros(w_FxD.shape[1], wide))
 
 
 def active_units(h_BxF: jax.Array, capacity: int) -> jax.Array:
