@@ -35,9 +35,13 @@ def test_every_file_of_the_package_has_its_place_in_a_test():
         "sparsity/ops/top_k_threshold.py": "tests/ops/test_top_k.py",
         "sparsity/convert/hf.py": "tests/convert/test_hf_vit.py",
         "sparsity/convert/vit.py": "tests/convert/test_timm.py",
-        "sparsity/decode/weights.py": "tests/decode/test_generate.py",
+        "sparsity/decode/calibrate.py": "tests/decode/test_weights.py",
         "sparsity/data/next_tokens.py": "tests/data/test_vocabularies.py",
         "sparsity/models/decoder.py": "tests/decode/test_generate.py",
+        **{
+            f"sparsity/layers/inference/{name}.py": "tests/layers/inference/test_modes.py"
+            for name in ("base", "gather", "threshold", "whole")
+        },
         "sparsity/layers/scan.py": "tests/models/test_t5.py",
         "sparsity/layers/dense.py": "tests/test_spmd.py",
         "sparsity/layers/norms.py": "tests/test_spmd.py",

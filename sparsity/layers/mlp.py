@@ -14,6 +14,7 @@ from sparsity import axes
 from sparsity.config import later, one_of
 from sparsity.layers import initializers
 from sparsity.layers.dense import dense, named
+from sparsity.layers.inference import INFERENCE, Inference
 from sparsity.layers.noise import Noise
 from sparsity.layers.sparsify import STATS, Context, Sparsify
 from sparsity.layers.tail import LEAST, LEAST_ACTIVATION, TAIL, without_tail
@@ -47,6 +48,8 @@ class MLPConfig:
         "edge_of_chaos" carries Price et al. 2024 over to a residual block, whose MLP reads a normalised input:
         W_i ~ N(0, 1 / fan_in), so that pre-activations are N(0, 1) and the sparsifier's target sparsity holds
         from the start, and W_o, b_o on the edge of chaos at q* = 1, so that outputs have variance 1 too.
+      inference: how the MLP is computed in decoding, by name from `INFERENCE`, from weights laid out for that, see
+        `decode.weights.prepared`; None, in training.
     """
 
     d_ff: int
@@ -60,6 +63,7 @@ class MLPConfig:
     scale: float = later(1.0)
     shared_dropout: bool = later(False)
     gate: Sparsifier | None = one_of(SPARSIFIERS, None, later=True)
+    inference: Inference | None = one_of(INFERENCE, None, later=True)
 
     def __post_init__(self):
         if self.d_ff < 1:
@@ -78,6 +82,8 @@ class MLPConfig:
                     entry.check_width(self.d_ff)
             except ValueError as error:
                 raise ValueError(f"{field}.{error}") from error
+        if self.inference is not None:
+            self.inference.check(self)
         if self.init == "edge_of_chaos":
             if self.gated:
                 raise ValueError("init: there is no edge of chaos of a gated MLP here; use xavier")
@@ -126,6 +132,8 @@ class SparseMLP(nn.Module):
     def __call__(self, x_BxLxD: jax.Array, ctx: Context) -> jax.Array:
         cfg, d_model = self.config, x_BxLxD.shape[-1]
         x_BxLxD = Noise(cfg.noise, name="noise")(x_BxLxD, ctx)
+        if cfg.inference is not None and cfg.inference.lays_out:
+            return self._infer(cfg.inference, x_BxLxD, ctx)
 
         reads, writes = _initializers(cfg, d_model, self.residuals)
 
@@ -158,6 +166,21 @@ class SparseMLP(nn.Module):
             y_BxLxD, stats = without_tail(h_BxLxF, least_F, out, ctx, compared_BxLxF)
             self.sow(STATS, TAIL, stats, reduce_fn=lambda _, new: new, init_fn=lambda: None)
         return axes.constrain(y_BxLxD, ("batch", "length", "embed"))
+
+    def _infer(self, mode: Inference, x_BxLxD: jax.Array, ctx: Context) -> jax.Array:
+        """The output by `mode`; recording hands out its `Diagnosis`, as "inference" among the statistics."""
+        if ctx.train or ctx.hand_out or ctx.tail != "kept":
+            raise ValueError(f"inference: {type(mode).__name__} neither trains nor hands out activations or their tail")
+        if not self.has_variable("params", "wo"):
+            raise ValueError(
+                "inference: its weights are not initialised; decode.weights.prepared lays out trained ones"
+            )
+        weights, x_TxD = self.variables["params"], x_BxLxD.reshape(-1, x_BxLxD.shape[-1]).astype(self.dtype)
+        y_TxD = mode(weights, x_TxD, self.config, self.dtype)
+        if ctx.record:
+            found = mode.diagnose(weights, x_TxD, self.config, self.dtype)
+            self.sow(STATS, "inference", found, reduce_fn=lambda _, new: new, init_fn=lambda: None)
+        return y_TxD.reshape(*x_BxLxD.shape[:-1], -1)
 
 
 def _initializers(

@@ -232,7 +232,7 @@ def _approx(rows: jax.Array, k: int, recall_target: float) -> jax.Array:
     """True at the entries of rows [R, F] that `lax.approx_max_k` returns."""
     if k == 0:
         return jnp.zeros(rows.shape, bool)
-    _warn_exact(rows.shape[-1], k, recall_target, jax.default_backend())
+    warn_exact(rows.shape[-1], k, recall_target, jax.default_backend())
     # In bfloat16 the search becomes a full sort; without the barrier XLA undoes the cast.
     wide = jax.lax.optimization_barrier(rows.astype(jnp.float32))
     _, index = jax.lax.approx_max_k(wide, k, recall_target=recall_target)
@@ -257,7 +257,8 @@ def predict_approx(d_ff: int, k: int, recall_target: float = 0.95, backend: str 
 
 
 @functools.cache
-def _warn_exact(d_ff: int, k: int, recall_target: float, backend: str) -> None:
+def warn_exact(d_ff: int, k: int, recall_target: float, backend: str) -> None:
+    """Warns, once, if `approx_max_k` of these settings is an exact search."""
     if predict_approx(d_ff, k, recall_target, backend) is None:
         why = "this many candidates leave nothing to reduce" if backend == "tpu" else "only TPUs have PartialReduce"
         warnings.warn(

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sparsity.ops import sparse_matmul
-from sparsity.ops.sparse_matmul import gathered_matmul
+from sparsity.ops.sparse_matmul import active_units, gathered_matmul, rows_dot, weighted_rows
 
 F, D = 131, 40  # no multiple of the rows of a step
 product = jax.jit(gathered_matmul, static_argnums=2)
@@ -140,3 +140,25 @@ def test_accelerators_get_a_gather_and_no_sort(platform):
     text = product.trace(jnp.ones((2, 256)), jnp.ones((256, 384)), 64).lower(lowering_platforms=(platform,)).as_text()
     assert re.search(r"stablehlo.gather.*tensor<64x384xf32>", text)
     assert not re.search(r"\b(stablehlo|chlo)\.(sort|top_k|while)", text)
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 12])
+def test_rows_of_each_tokens_own(tokens):
+    rng = np.random.default_rng(0)
+    x, w = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((tokens, D), (F, D)))
+    index = jnp.asarray(np.stack([rng.choice(F, 9, replace=False) for _ in range(tokens)]), jnp.int32)
+    h = jnp.asarray(rng.normal(size=(tokens, 9)), jnp.float32)
+    z, y = jax.jit(lambda: (rows_dot(x, w, index), weighted_rows(h, index, w)))()
+    rows = np.asarray(w, np.float64)[np.asarray(index)]
+    np.testing.assert_allclose(z, np.einsum("td,tkd->tk", x, rows), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(y, np.einsum("tk,tkd->td", h, rows), rtol=1e-5, atol=1e-5)
+
+
+def test_active_units_come_first_and_the_rest_is_harmless():
+    h, _ = arrays(12, (3,))
+    active = np.flatnonzero((np.asarray(h) != 0).any(0))
+    for capacity in (5, 12, 20):
+        index = np.asarray(jax.jit(active_units, static_argnums=1)(h, capacity))
+        assert index.shape == (capacity,)
+        np.testing.assert_array_equal(index[:12], active[:capacity])
+        assert not set(index[12:]) & set(active)

@@ -234,7 +234,7 @@ def test_predict_approx(d_ff, k, recall, log2):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_approx_warns_once_and_is_exact_here(dtype):
-    top_k._warn_exact.cache_clear()
+    top_k.warn_exact.cache_clear()
     x = array("gaussian", (8, 200), dtype)
     with pytest.warns(UserWarning, match="d_ff=200, k=20, recall_target=0.95 on cpu is an exact search"):
         mask = top_k.top_k_mask(x, 20, "approx")

@@ -1,0 +1,179 @@
+"""`Inference`: what every mode is, and what modes share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import flax
+import jax
+import jax.numpy as jnp
+
+from sparsity.ops.sparse_matmul import active_units, gathered_matmul, rows_dot, weighted_rows, whole
+
+if TYPE_CHECKING:
+    from sparsity.layers.mlp import MLPConfig
+
+Layer = Mapping[str, jax.Array]  # rows [F, D], and bias if there is one
+Weights = Mapping[str, Any]  # a `Layer` each of wi, wi_gate, wo; what a mode adds stands beside them
+
+
+@flax.struct.dataclass
+class Diagnosis:
+    """What a mode does with each of T tokens; all [T].
+
+    Attributes:
+      candidates: units whose pre-activation is computed exactly.
+      read: rows of W_o that are read.
+      recall: share of the units that the sparsifier keeps, and that are not zero, which are read; 1 if there are none.
+      needed: the least number of candidates with which recall is 1.
+      certified: it is proven that recall is 1.
+    """
+
+    candidates: jax.Array
+    read: jax.Array
+    recall: jax.Array
+    needed: jax.Array
+    certified: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Inference:
+    """Base of all modes.
+
+    Attributes of a mode beside its settings:
+      lays_out: it reads weights that `lay_out` made, not those of training.
+    """
+
+    lays_out: ClassVar[bool] = True
+
+    def reason(self, mlp: MLPConfig) -> str | None:
+        """Why an MLP of these settings cannot be computed like this; None: it can."""
+        return None
+
+    def check(self, mlp: MLPConfig) -> None:
+        """Raises ValueError, naming mode and sparsifier, if an MLP of these settings cannot be computed like this."""
+        reason = self.reason(mlp)
+        if reason is not None:
+            raise ValueError(f"inference: {type(self).__name__} of {type(mlp.sparsifier).__name__}: {reason}")
+
+    def lay_out(self, params: Weights, mlp: MLPConfig, dtype: str, least_F: Any = None) -> dict[str, Any]:
+        """An MLP's parameters in training's layout as the mode reads them.
+
+        Args:
+          least_F: of each unit, the smallest |phi(z)| that counts, see `Threshold`; no other mode has any.
+
+        Raises:
+          ValueError: `least_F` is missing, or is there in vain.
+        """
+        if least_F is not None:
+            raise ValueError(f"inference: thresholds are given, which {type(self).__name__} has no use for")
+        return rows_of(params, dtype)
+
+    def __call__(self, weights: Weights, x_TxD: jax.Array, mlp: MLPConfig, dtype: str) -> jax.Array:
+        """The MLP's output [T, D] of tokens [T, D]."""
+        raise NotImplementedError
+
+    def diagnose(self, weights: Weights, x_TxD: jax.Array, mlp: MLPConfig, dtype: str) -> Diagnosis:
+        """What `__call__` does with these tokens, one at a time; found by whole products, which takes longer."""
+        everything = jnp.full(len(x_TxD), mlp.d_ff)
+        one = jnp.ones(len(x_TxD))
+        return Diagnosis(everything, everything, one, everything, one > 0)
+
+
+def elementwise_gate(mlp: MLPConfig) -> str | None:
+    """Why rows of the gate's matrix cannot be read alone; None: they can."""
+    if mlp.gate is not None and not mlp.gate.elementwise:
+        return f"its gate {type(mlp.gate).__name__} acts on a whole token, so all of the gate's matrix is needed"
+    return None
+
+
+def held(x: Any, dtype: str) -> jax.Array:
+    """`x` rounded to the compute dtype. On a CPU it is float32 at least: XLA would convert all of W, token by token."""
+    x = jnp.asarray(x).astype(dtype)
+    return x.astype(jnp.promote_types(dtype, jnp.float32)) if jax.default_backend() == "cpu" else x
+
+
+def rows_of(params: Weights, dtype: str) -> dict[str, dict[str, jax.Array]]:
+    """All matrices of an MLP with one row a unit, [F, D], and its biases."""
+    out = {}
+    for name in ("wi", "wi_gate", "wo"):
+        if name in params:
+            kernel = params[name]["kernel"]
+            out[name] = {"rows": held(kernel if name == "wo" else jnp.asarray(kernel).T, dtype)}
+            if "bias" in params[name]:
+                out[name]["bias"] = jnp.asarray(params[name]["bias"]).astype(dtype)
+    if "shared_bias" in params:
+        out["wi"]["bias"] = jnp.full(len(out["wi"]["rows"]), params["shared_bias"], dtype)
+    return out
+
+
+def linear(layer: Layer, x_TxD: jax.Array, dtype: str) -> jax.Array:
+    """Pre-activations [T, F], rounded as training's are."""
+    return _biased(whole(x_TxD, layer["rows"]).astype(dtype), layer)
+
+
+def linear_at(layer: Layer, x_TxD: jax.Array, index_TxK: jax.Array, dtype: str) -> jax.Array:
+    """Pre-activations [T, K] of some units of each token, their rows alone being read."""
+    z_TxK = rows_dot(x_TxD, layer["rows"], index_TxK).astype(dtype)
+    return z_TxK + jnp.take(layer["bias"], index_TxK, mode="clip") if "bias" in layer else z_TxK
+
+
+def kept_rows(
+    weights: Weights, x_TxD: jax.Array, h_TxK: jax.Array, index_TxK: jax.Array, mlp: MLPConfig, dtype: str
+) -> jax.Array:
+    """The output [T, D] of the activations of K units of each token, [of the gate's rows,] and of W_o's rows."""
+    if mlp.gated:
+        h_TxK = h_TxK * _opened(mlp, linear_at(weights["wi_gate"], x_TxD, index_TxK, dtype))
+    return output(weighted_rows(h_TxK, index_TxK, weights["wo"]["rows"]), weights, dtype)
+
+
+def active_rows(
+    weights: Weights, x_TxD: jax.Array, h_TxF: jax.Array, capacity: int, mlp: MLPConfig, dtype: str
+) -> jax.Array:
+    """The output [T, D] of activations [T, F], read from the rows of the units that any token needs.
+
+    With more than `capacity` of these it is that of whole products.
+    """
+    rows_FxD = weights["wo"]["rows"]
+    if not mlp.gated:
+        return output(gathered_matmul(h_TxF, rows_FxD, capacity), weights, dtype)
+
+    def gathered(weights, x_TxD, h_TxF):
+        index_C = active_units(h_TxF, capacity)
+        take = lambda x, axis=0: jnp.take(x, index_C, axis=axis, mode="clip")
+        gate = jax.tree.map(take, weights["wi_gate"])
+        h_TxC = take(jnp.pad(h_TxF, ((0, 0), (0, 1))), 1) * _opened(mlp, linear(gate, x_TxD, dtype))
+        return h_TxC.astype(rows_FxD.dtype) @ take(weights["wo"]["rows"])
+
+    def dense(weights, x_TxD, h_TxF):
+        h_TxF = h_TxF * _opened(mlp, linear(weights["wi_gate"], x_TxD, dtype))
+        return h_TxF.astype(rows_FxD.dtype) @ weights["wo"]["rows"]
+
+    fits = jnp.sum(jnp.any(h_TxF != 0, axis=0)) <= capacity
+    return output(jax.lax.cond(fits, gathered, dense, weights, x_TxD, h_TxF), weights, dtype)
+
+
+def activations(weights: Weights, x_TxD: jax.Array, mlp: MLPConfig, dtype: str) -> jax.Array:
+    """All activations [T, F], the gate's matrix read whole."""
+    h_TxF = mlp.sparsifier(linear(weights["wi"], x_TxD, dtype))
+    return h_TxF * _opened(mlp, linear(weights["wi_gate"], x_TxD, dtype)) if mlp.gated else h_TxF
+
+
+def output(y_TxD: jax.Array, weights: Weights, dtype: str) -> jax.Array:
+    """Sums over units as what the MLP writes: rounded, its bias added."""
+    return _biased(y_TxD.astype(dtype), weights["wo"])
+
+
+def poisoned(y_TxD: jax.Array, z_TxF: jax.Array) -> jax.Array:
+    """`y`, NaN where a token has a pre-activation that is: NaN is never sparse, wherever it is ranked."""
+    return jnp.where(jnp.isnan(z_TxF).any(-1, keepdims=True), jnp.nan, y_TxD)
+
+
+def _biased(z: jax.Array, layer: Layer) -> jax.Array:
+    return z + layer["bias"] if "bias" in layer else z
+
+
+def _opened(mlp: MLPConfig, u: jax.Array) -> jax.Array:
+    return u if mlp.gate is None else mlp.gate(u)
