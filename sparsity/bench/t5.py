@@ -18,6 +18,7 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from sparsity import recipes, spmd
 from sparsity.bench.protocol import Bar, Case
@@ -87,9 +88,43 @@ def products_of(jaxpr: Any, times: int = 1) -> collections.Counter[Product]:
 
 
 def _step_case(config: RunConfig) -> Case:
-    engine = Engine(config)
+    engine, plain = Engine(config), Engine(_without_dropout(config))
     rows = config.data.load("train")
     batch = {name: np.stack([rows[i][name] for i in range(config.batch)]) for name in rows[0]}
+    step, products = _step(engine, batch)
+    arms = {
+        "step": step,
+        "products": _products_alone(products),
+        "step without dropout": _step(plain, batch)[0],
+        "optimizer": _update(engine),
+    }
+    # The profile: shares of a step that are not its products, and what of them dropout and the optimizer are.
+    bars = [Bar("step", "products", 1 / SHARE, 1 / AIM), *(Bar(x, "step") for x in ("rest", "dropout", "optimizer"))]
+    if _has_torch():
+        arms["torch"] = _torch_step(config, batch)
+        bars.append(Bar("step", "torch"))
+    return Case(
+        name=f"training step of T5, d_model {config.model.d_model}, {config.batch} rows of {config.input_shape[:2]}",
+        rows="random tokens",
+        arms=arms,
+        bars=tuple(bars),
+        facts={
+            "matrix products": sum(products.values()),
+            "flops": sum(product.flops * n for product, n in products.items()),
+            "share of the products' rate, if at most": SHARE,
+        },
+        slopes={"rest": ("step", "products"), "dropout": ("step", "step without dropout")},
+    )
+
+
+def _without_dropout(config: RunConfig) -> RunConfig:
+    model = config.model
+    mlp = dataclasses.replace(model.mlp, dropout=0.0)
+    return dataclasses.replace(config, model=dataclasses.replace(model, dropout=0.0, mlp=mlp))
+
+
+def _step(engine: Engine, batch: dict[str, np.ndarray]) -> tuple[Callable[[], Any], collections.Counter[Product]]:
+    """A step, which trains on with every call, and its products."""
     with jax.set_mesh(engine.mesh):
         state, placed = engine.new_state()
         batch = spmd.place_batch(engine.mesh, batch)
@@ -103,22 +138,28 @@ def _step_case(config: RunConfig) -> Case:
             state, metrics, _ = compiled(state, batch)
         return state, metrics
 
-    arms = {"step": step, "products": _products_alone(products)}
-    bars = [Bar("step", "products", 1 / SHARE, 1 / AIM)]
-    if _has_torch():
-        arms["torch"] = _torch_step(config, {name: np.asarray(x) for name, x in batch.items()})
-        bars.append(Bar("step", "torch"))
-    return Case(
-        name=f"training step of T5, d_model {config.model.d_model}, {config.batch} rows of {config.input_shape[:2]}",
-        rows="random tokens",
-        arms=arms,
-        bars=tuple(bars),
-        facts={
-            "matrix products": sum(products.values()),
-            "flops": sum(product.flops * n for product, n in products.items()),
-            "share of the products' rate, if at most": SHARE,
-        },
-    )
+    return step, products
+
+
+def _update(engine: Engine) -> Callable[[], Any]:
+    """The optimizer's part of a step, on gradients that are the parameters themselves."""
+
+    def update(params, slots):
+        updates, slots = engine.tx.update(params, slots, params)
+        return optax.apply_updates(params, updates), slots
+
+    with jax.set_mesh(engine.mesh):
+        state, _ = engine.new_state()
+        compiled = jax.jit(update, donate_argnums=(0, 1)).lower(state.params, state.opt_state).compile()
+    kept = (state.params, state.opt_state)
+
+    def once():
+        nonlocal kept
+        with jax.set_mesh(engine.mesh):
+            kept = compiled(*kept)
+        return kept
+
+    return once
 
 
 def _products_alone(products: collections.Counter[Product]) -> Callable[[], Any]:

@@ -42,6 +42,19 @@ def test_the_step_trains_and_the_products_are_all_run(cases):
     assert case.bars[0] == Bar("step", "products", 1 / 0.65, 1 / 0.8)
 
 
+def test_the_profile_is_of_a_step_without_dropout_and_of_the_optimizer_alone(cases):
+    case = cases[0]
+    plain = [case.arms["step without dropout"]()[1].loss for _ in range(2)]
+    assert plain[1] < plain[0]
+    before, after = (jax.tree.map(np.array, case.arms["optimizer"]()[0]) for _ in range(2))
+    assert all(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True))
+    assert case.slopes == {"rest": ("step", "products"), "dropout": ("step", "step without dropout")}
+    config = t5._run("small", smoke=True)
+    assert (config.model.dropout, config.model.mlp.dropout) == (0.1, 0.1)
+    plain = t5._without_dropout(config).model
+    assert (plain.dropout, plain.mlp.dropout) == (0, 0)
+
+
 def test_the_longer_arm_says_more_tokens_and_the_time_of_one_is_their_difference(cases):
     case = cases[1]
     short, long = np.asarray(case.arms["ours, 2"]()), np.asarray(case.arms["ours, 4"]())
