@@ -35,7 +35,6 @@ def test_every_file_of_the_package_has_its_place_in_a_test():
         "sparsity/ops/top_k_threshold.py": "tests/ops/test_top_k.py",
         "sparsity/convert/hf.py": "tests/convert/test_hf_vit.py",
         "sparsity/convert/vit.py": "tests/convert/test_timm.py",
-        "sparsity/decode/calibrate.py": "tests/decode/test_weights.py",
         "sparsity/data/next_tokens.py": "tests/data/test_vocabularies.py",
         "sparsity/models/decoder.py": "tests/decode/test_generate.py",
         **{

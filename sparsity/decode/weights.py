@@ -9,8 +9,9 @@ from typing import Any
 import jax
 
 from sparsity.layers.inference import Inference
+from sparsity.layers.mlp import MLPConfig
 from sparsity.layers.scan import LAYERS
-from sparsity.layers.tail import LEAST
+from sparsity.layers.tail import LEAST, LEAST_ACTIVATION
 from sparsity.models.gpt2 import GPT2Config
 from sparsity.models.llama import LlamaConfig
 from sparsity.models.t5 import DECODER, T5Config
@@ -47,13 +48,13 @@ def prepared(config: Any, params: Any, mode: Inference, least: Any = None) -> tu
       config: of a T5, a GPT-2 or a Llama.
       params: the parameters as training has them, unboxed, whole on one device.
       mode: one of `layers.inference.INFERENCE`.
-      least: for `Threshold`, a tree like that of the parameters with {"least": [F]} in place of each MLP's.
+      least: for `Threshold`, the thresholds of each MLP's units in a tree like that of the parameters: those of
+        `evals.quantiles.least`; without gates those of the evaluator `thresholds` too.
 
     Raises:
       ValueError: another model, a sparsifier that the mode does not permit, or thresholds missing or in vain.
 
     >>> from sparsity.layers.inference import Threshold
-    >>> from sparsity.layers.mlp import MLPConfig
     >>> from sparsity.ops.sparsifiers import TopK
     >>> config = GPT2Config(MLPConfig(8, TopK(k=2)), d_model=4, layers=1, heads=1, positions=3)
     >>> prepared(config, {}, Threshold(capacity=4))
@@ -73,13 +74,22 @@ def prepared(config: Any, params: Any, mode: Inference, least: Any = None) -> tu
 
     def laid_out(part: Mapping[str, Any], least: Any) -> Any:
         if "wi" in part and "wo" in part:
-            return mode.lay_out(part, mlp, config.dtype, None if least is None else least[LEAST])
+            return mode.lay_out(part, mlp, config.dtype, None if least is None else _of_activations(least, mlp))
         inner = lambda name: None if least is None else least.get(name)
         return {n: laid_out(x, inner(n)) if isinstance(x, Mapping) else x for n, x in part.items()}
 
     if isinstance(config, T5Config):
         return config, dict(params) | {DECODER: laid_out(params[DECODER], None if least is None else least[DECODER])}
     return config, laid_out(params, least)
+
+
+def _of_activations(least: Mapping[str, Any], mlp: MLPConfig) -> Any:
+    """The thresholds [F] of |phi(z)|, which alone say which rows are needed before any is read."""
+    if LEAST_ACTIVATION in least and mlp.gate is None:
+        return least[LEAST_ACTIVATION]
+    if LEAST in least and not mlp.gated:
+        return least[LEAST]
+    raise ValueError("inference: these thresholds are of a product with a gate, which is known when its rows are read")
 
 
 def _trained(sparsifier: Any) -> Any:

@@ -7,9 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from sparsity.decode.calibrate import thresholds
 from sparsity.decode.generate import make_generate
 from sparsity.decode.weights import prepared
+from sparsity.evals.quantiles import least
+from sparsity.evals.thresholds import layers_of
 from sparsity.layers.inference import Dense, DenseMask, GatherOut, LowRank, QuantizedSearch, Threshold
 from sparsity.layers.mlp import MLPConfig
 from sparsity.layers.sparsify import ACTIVATIONS, STATS, Context
@@ -101,29 +102,26 @@ def test_calibrated_thresholds_cut_the_share_that_is_asked_for():
     config = llama(Silu())
     params = parameters(config)
     handed = config.build(V).apply({"params": params}, TOKENS, Context(hand_out=True), mutable=[ACTIVATIONS])[1]
-    least = thresholds(handed[ACTIVATIONS], Silu(), 0.5)
-    single, weights = prepared(config, params, Threshold(capacity=32), least)
+    blocks = handed[ACTIVATIONS].items()
+    halves = {name: np.median(np.abs(Silu()(x["mlp"]["sparsify"]["stats"].z))) for name, x in blocks}
+    single, weights = prepared(config, params, Threshold(capacity=32), least(params, halves))
     _, new = single.build(V).apply({"params": weights}, TOKENS, Context(record=True), mutable=[STATS])
     # The first block reads what it read when thresholds were found.
     assert new[STATS]["block_0"]["mlp"]["inference"].read.mean() == 16
-    with pytest.raises(ValueError, match=r"share: must be in \[0, 1\), got 1"):
-        thresholds(handed[ACTIVATIONS], Silu(), 1)
     with pytest.raises(ValueError, match="Threshold of Silu: it has no zeros, and no thresholds are given"):
         prepared(config, params, Threshold(capacity=32))
+    with pytest.raises(ValueError, match="these thresholds are of a product with a gate"):
+        prepared(llama(Silu(), gate=Silu()), params, Threshold(capacity=32), least(params, halves))
 
 
 def test_thresholds_of_stacked_layers_are_dealt_out():
     config = t5(Silu())
     params = parameters(config)
-    handed = config.build(V).apply(
-        {"params": params}, *inputs_of(config), Context(hand_out=True), mutable=[ACTIVATIONS]
-    )
-    least = thresholds(handed[1][ACTIVATIONS], Silu(), 0.3)
-    assert least["decoder"]["layers"]["mlp"]["least"].shape == (2, 32)
-    _, weights = prepared(config, params, Threshold(capacity=32), least)
+    dealt = {name: i for i, name in enumerate(layers_of(params))}
+    _, weights = prepared(config, params, Threshold(capacity=32), least(params, dealt))
     for i in range(2):
         got = weights["decoder"][f"layers_{i}"]["mlp"]["least"]
-        np.testing.assert_array_equal(got, least["decoder"]["layers"]["mlp"]["least"][i])
+        np.testing.assert_array_equal(got, np.full(32, dealt[f"decoder_{i}"], np.float32))
 
 
 def test_a_model_that_does_not_decode_is_refused():

@@ -16,9 +16,9 @@ class Threshold(Inference):
 
     Without `least` the zeros are phi's own, and nothing is lost: below 0 of ReLU, up to tau of Price et al.'s, on both
     sides where they have two. Activations without zeros need thresholds found beforehand (CATS, Lee et al. 2024; TEAL,
-    Liu et al. 2024): `decode.calibrate`, or those of the evaluation `thresholds`, with which the output of an MLP
-    without a gate is that of `Context.tail` "cut". Of a gated one the rows of the gate's matrix are saved too, so that
-    thresholds are of phi(z), as in CATS, before the product.
+    Liu et al. 2024), those of the evaluators `quantiles` or `thresholds`: the output is then that of `Context.tail`
+    "cut". Of a gated MLP the rows of the gate's matrix are saved too, so that thresholds are of phi(z), as in CATS,
+    before the product.
 
     Attributes:
       capacity: units that may be active, in any of the tokens read at a time; with more, both products are dense, and
