@@ -146,6 +146,7 @@ class SentencePiece:
         end = self._model.eos_id()
         return None if end < 0 else end
 
+    @property
     def marks(self) -> tuple[int, int]:
         """The second sentinel and the third. Raises ConfigError if there are fewer."""
         if self.sentinels < 3:
