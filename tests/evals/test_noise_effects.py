@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -27,11 +29,8 @@ def subject(make_subject):
         }
         images = rng.random((12, 4, 4, 1), np.float32)
         made = make_subject(labels=np.zeros(len(images)), images=images)
-        return made.__class__(
-            **{f: getattr(made, f) for f in ("predict", "source", "load", "config", "seed")},
-            model=AutoencoderConfig(MLPConfig(UNITS, sparsifier)),
-            params=params,
-            noise=noise,
+        return dataclasses.replace(
+            made, model=AutoencoderConfig(MLPConfig(UNITS, sparsifier)), params=params, noise=noise
         )
 
     return make

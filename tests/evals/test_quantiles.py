@@ -47,6 +47,7 @@ def subject_of(sparsifier, gate=None, split="test", broken=False, shares=(0.5, 0
         load=SOURCE.load,
         model=model,
         params=variables["params"],
+        mesh=None,
         noise=None,
         config=EvalConfig(names=(), split=split, shares=shares),
         seed=0,
