@@ -246,7 +246,7 @@ def _incomparable(arms: Mapping[str, Mapping[int, Record]], wanted: Iterable[tup
         each = ", ".join(f"{x:.3f} of {ARMS[arm]} with {test}" for (arm, test), x in clean.items())
         return f"clean accuracies are more than {CLOSE:g} apart: {each}"
     gain = across(_pair(arms), lambda dense, top_k: _better(name) * (value(top_k, KEPT) - value(dense, ALL))).interval()
-    if gain is None or not gain[0] > 0:
+    if gain is None or gain[0] <= 0:  # NaN, of a seed that diverged, leaves it undecided
         return "Top-k, in training and at test, is not better than plain training beyond chance: nothing to explain"
     return None
 
