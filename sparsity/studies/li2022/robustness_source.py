@@ -52,13 +52,19 @@ def by_arm(runs: Iterable[Run]) -> dict[str, dict[int, Run]]:
 
 def at_test(run: Record | RunView, test: str, name: str) -> float:
     """A measure with Top-k put on at test (`KEPT`), or with all positive units (`ALL`), whatever training had."""
-    ks = config_of(run)["evals"]["imposed_k"]
-    return measured(run, f"imposed.{min(ks) if test == KEPT else max(ks)}.{name}")
+    return measured(run, f"{_imposed(run, test)}.{name}")
 
 
 def by_layer(run: Record | RunView, test: str) -> np.ndarray:
-    """Share of nonzeros on test images of each layer [layers]."""
-    return np.array([at_test(run, test, f"nonzero.{BLOCK}_{i}") for i in range(config_of(run)["model"]["layers"])])
+    """Share of nonzeros on test images of each layer [layers]; one NaN for a run that diverged."""
+    prefix = f"{_imposed(run, test)}.nonzero.{BLOCK}_"
+    return np.array([m.value for m in run.outcome.measures if m.name.startswith(prefix)] or [np.nan])
+
+
+def _imposed(run: Record | RunView, test: str) -> str:
+    """How measures at test begin."""
+    ks = config_of(run)["evals"]["imposed_k"]
+    return f"imposed.{min(ks) if test == KEPT else max(ks)}"
 
 
 def retained(run: Record | RunView, test: str, name: str = "mean") -> float:
