@@ -26,7 +26,7 @@ def train() -> int:
         print(f"{config.name}: 2 steps on noise at reduced width; its figures say nothing about the network")
     if _DRY_RUN.value:
         workdir = Path(_WORKDIR.value)
-        print(runner.plan([config], workdir, lambda workdir, _: workdir))
+        print(runner.plan_of_run(config, workdir))
         print(f"directory: {workdir}; as a run of a study: {runner.run_directory(Path('W'), config)}")
         return cli.DONE
     outcome = run_lib.run(config, _WORKDIR.value, Progress())

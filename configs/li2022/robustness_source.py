@@ -3,7 +3,8 @@
 Claim: none of the paper's, which leaves it open: Top-k networks are sparser, and they are more robust and better
 calibrated. Here the sparsity is held fixed, Top-k of 43 of 512 units at test, and what made the weights is varied:
 training with Top-k, plain training, L1, noise; and Top-k is taken off the network that trained with it. A network of 43
-units a layer keeps as few without choosing any.
+units a layer keeps as few without choosing any: fewer yet of them are nonzero, and its MLPs have a twelfth of the
+parameters.
 Command: python -m launch.reproduce --study=li2022/robustness_source --workdir=runs/li2022
 One run: python -m launch.train --config=configs/li2022/robustness_source.py:top_k --workdir=runs/one
 (`dense`, `top_k`, `l1`, `noise`, `narrow`.)
@@ -14,7 +15,8 @@ under corruption (ImageNet-C), .9 points less calibration error.
 assumed: embedded scale alone: `table1`'s ViT on digits, five seeds; corruptions of ImageNet-C's strength.
 assumed: 43 of 512 is the paper's 256 of 3,072, from which on its ViTs are as accurate as dense ones.
 assumed: L1's weight is meant to leave about as many nonzeros as Top-k of 43, a guess from `penalties`' runs of 400
-steps. Top-k at test only holds what is denser: where a network is far sparser by itself, its claims are not testable.
+steps. Top-k at test only holds what is denser: where a network is sparser by a tenth in a layer, its claims are not
+testable. Nor are those of networks whose clean accuracies are more than a point apart, or of no gain beyond chance.
 assumed: noise is of deviation 1 on what each MLP reads, gone after three quarters of training, as in `front`.
 """
 

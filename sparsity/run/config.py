@@ -137,7 +137,7 @@ def smoke(config: RunConfig) -> RunConfig:
 
     Replaced are the name, the lengths (steps, batches, intervals), the model by a narrow and shallow one of the
     same kind, and the data by its `mock()` of the same shapes and classes; noise is made where ImageNet-C is named.
-    So is all this of the run that it starts from. The rest stays: sparsifier (Top-k's k in proportion), noise,
+    So is all this of the run that it starts from. The rest stays: sparsifier (every k of Top-k in proportion), noise,
     optimizer, schedule, microbatches, evaluators, mesh and seed. Both steps record, so it is the recording step that
     runs.
 
@@ -145,15 +145,18 @@ def smoke(config: RunConfig) -> RunConfig:
       ConfigError: the mesh does not fit the devices.
     """
     devices = spmd.make_mesh(config.mesh).shape["data"]
-    batch = -(-8 // devices) * devices
+    batch, model = -(-8 // devices) * devices, config.model.reduced(config.mesh.model)
+    ks = config.evals.imposed_k
+    if ks:  # those that leave units out still do
+        ks = tuple(dict.fromkeys(max(1, k * model.mlp.d_ff // config.model.mlp.d_ff) for k in ks))
     return dataclasses.replace(
         config,
         name=f"{config.name}_smoke",
         steps=2,
         batch=batch * config.accumulate,
-        model=config.model.reduced(config.mesh.model),
+        model=model,
         data=config.data.mock(),
-        evals=dataclasses.replace(config.evals, batch=batch, imagenet_c=None),
+        evals=dataclasses.replace(config.evals, batch=batch, imagenet_c=None, imposed_k=ks),
         every=Intervals(record=1, eval=1, checkpoint=1, speed=1),
         start=None if config.start is None else smoke(config.start),
     )

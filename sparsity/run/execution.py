@@ -41,6 +41,7 @@ def evaluate(subject: Subject, names: tuple[str, ...]) -> Result:
 def run(config: RunConfig, workdir: str | Path, progress: Progress | None = None) -> Outcome:
     """Trains and evaluates `config` in `workdir`; resumes what is there, returns at once if it ended.
 
+    The run that it starts from is run first, unless there is a checkpoint of its own: then it needs the other no more.
     A run that starts from one that diverged has diverged at step 0.
 
     Raises:
@@ -59,26 +60,27 @@ def run(config: RunConfig, workdir: str | Path, progress: Progress | None = None
             return ended
         engine = Engine(config)
         write_json(files.config, config_lib.to_dict(config))
-        start = _start_of(files, config)
-        if start is not None and run(config.start, start.path, progress).status == "diverged":
-            progress.say(f"{config.name}: {config.start.name}, which it starts from, diverged")
-            outcome = Outcome("diverged", 0)
-        else:
-            outcome = _train_and_evaluate(engine, files, progress)
+        outcome = _train_and_evaluate(engine, files, progress)
         files.write_outcome(outcome)
     return outcome
 
 
-def _start_of(files: Workdir, config: RunConfig) -> Workdir | None:
+def start_of(files: Workdir, config: RunConfig) -> Workdir | None:
     """Where the run stands that the one of `files` starts from; None if it starts from none."""
-    return None if config.start is None else Workdir(files.path.parent / directory_name(config.start))
+    return None if config.start is None else Workdir(files.path.absolute().parent / directory_name(config.start))
 
 
-def _first_state(engine: Engine, files: Workdir) -> TrainState:
-    """The state of step 0: as the seed draws it, or with the last parameters of the run that this one starts from."""
-    start = _start_of(files, engine.config)
+def _first_state(engine: Engine, files: Workdir, progress: Progress) -> TrainState | None:
+    """The state of step 0: as the seed draws it, or with the last parameters of the run that this one starts from.
+
+    That run is run first if there is something left to do of it. None if it diverged.
+    """
+    config, start = engine.config, start_of(files, engine.config)
     if start is None:
         return engine.new_state()[0]
+    if run(config.start, start.path, progress).status == "diverged":
+        progress.say(f"{config.name}: {config.start.name}, which it starts from, diverged")
+        return None
     _, last = last_state(start)
     return engine.state_of(last.params, last.model_state)
 
@@ -88,7 +90,9 @@ def _train_and_evaluate(engine: Engine, files: Workdir, progress: Progress) -> O
     with Checkpoints(files.checkpoints, config.keep) as checkpoints:
         meta = {"config": config_lib.to_dict(config)}
         fresh = checkpoints.latest() is None
-        state = _first_state(engine, files) if fresh else engine.restore(checkpoints)
+        state = _first_state(engine, files, progress) if fresh else engine.restore(checkpoints)
+        if state is None:
+            return Outcome("diverged", 0)
         start = int(jax.device_get(state.step))
         if start > config.steps:
             raise WorkdirError(f"config.steps: {config.steps} is below the {start} steps that {files.path} has done")

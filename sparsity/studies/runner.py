@@ -15,7 +15,7 @@ import jax
 
 from sparsity import config as config_lib
 from sparsity.config import ConfigError
-from sparsity.run import Engine, Outcome, RunConfig, Workdir, directory_name, run, run_config
+from sparsity.run import Engine, Outcome, RunConfig, Workdir, directory_name, run, run_config, start_of
 from sparsity.studies import draw, report
 from sparsity.studies.draw import Drawing, Runs, RunView
 from sparsity.studies.judge import Claim, Judgement, judge
@@ -194,6 +194,22 @@ def plan(
         size = f"{one.state_bytes / 2**20:,.1f} MiB"
         rows.append((config.name, f"{one.parameters:,}", f"{one.training_flops:.3g}", size, status))
     return report.aligned(rows)
+
+
+def plan_of_run(config: RunConfig, workdir: Path) -> str:
+    """`plan` of one run in `workdir`, after the runs that it starts from, and where those stand. Runs nothing.
+
+    Those behind a run that has ended are left out: nothing reads them any more.
+
+    Raises:
+      WorkdirError: a directory belongs to another config.
+    """
+    configs, places = [config], [workdir]
+    while configs[0].start is not None and Workdir(places[0]).read_outcome() is None:
+        places.insert(0, start_of(Workdir(places[0]), configs[0]).path)
+        configs.insert(0, configs[0].start)
+    text = plan(configs, workdir, lambda _, one: places[configs.index(one)])
+    return "\n".join([text, *(f"starts from: {place}" for place in places[-2::-1])])
 
 
 def run_study(

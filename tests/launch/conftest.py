@@ -26,10 +26,11 @@ for line in sys.stdin:
         os.environ.clear()
         os.environ.update(env)
         sys.argv = args
+        code = 0  # of a launcher that returns
         try:
             runpy.run_module(args[0], run_name="__main__", alter_sys=True)
         except SystemExit as end:
-            code = end.code
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
         except BaseException:
             traceback.print_exc()
             code = 1

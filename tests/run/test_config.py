@@ -173,6 +173,16 @@ def test_a_smoke_run_differs_from_the_real_one_in_size_and_data_alone():
     assert run_config(to_dict(small)) == small
 
 
+def test_a_smoke_run_imposes_top_k_where_the_real_one_does():
+    """On the narrow network, of which it is all units, it does not."""
+    for d_ff, units, ks in ((512, 32, (2, 32)), (43, 32, (32, 381))):
+        real = run_config(recipes.with_imposed(recipes.with_d_ff(recipes.vit_digits(), d_ff), (43, 512)))
+        small = smoke(real)
+        assert (small.model.mlp.d_ff, small.evals.imposed_k) == (units, ks)
+    few = dataclasses.replace(real, evals=dataclasses.replace(real.evals, imposed_k=(1, 2)))
+    assert smoke(few).evals.imposed_k == (1,)
+
+
 @pytest.mark.parametrize(("data", "model"), [(-1, 1), (3, 1), (1, 3), (-1, 4)])
 def test_a_smoke_run_fits_the_mesh_of_the_real_one(data, model, tiny_config):
     tiny_config.mesh.data, tiny_config.mesh.model = data, model

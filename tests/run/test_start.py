@@ -1,5 +1,7 @@
 """Runs that start from where another one ends."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from ml_collections import ConfigDict
 from sparsity.checkpoint import Checkpoints
 from sparsity.config import ConfigError
 from sparsity.run import Engine, Outcome, Workdir, directory_name, last_state, run, run_config, smoke
-from tests.run.runs import Quiet
+from tests.run.runs import Quiet, network_measures
 
 
 def _started(config):
@@ -36,16 +38,24 @@ def test_a_run_starts_from_the_last_parameters_of_another_and_runs_that_first(ti
     again = run(then, tmp_path / "w", Quiet())
     assert (again.resumed, again.measures) == (True, outcome.measures)
     assert Workdir(tmp_path / "w").saved_config() == then
+    # Killed after its last checkpoint, and the run that it started from is gone: it is not needed any more.
+    shutil.rmtree(first.path)
+    (tmp_path / "w" / "outcome.json").unlink()
+    after = run(then, tmp_path / "w", Quiet())
+    assert (after.resumed, network_measures(after)) == (False, network_measures(outcome))
+    assert not first.path.exists()
     assert smoke(then).start == smoke(then.start)
 
 
-def test_a_run_that_starts_from_one_that_diverged_has_diverged_at_step_0(tiny_config, tmp_path):
+def test_a_run_that_starts_from_one_that_diverged_has_diverged_at_step_0(tiny_config, tmp_path, monkeypatch):
     then = run_config(_started(tiny_config))
     first = Workdir(tmp_path / directory_name(then.start))
     first.create()
     first.write_outcome(Outcome("diverged", 1))
+    (tmp_path / "w").mkdir()
+    monkeypatch.chdir(tmp_path / "w")  # whose parent is not that of "."
     for resumed in (False, True):
-        assert run(then, tmp_path / "w", Quiet()) == Outcome("diverged", 0, resumed=resumed)
+        assert run(then, ".", Quiet()) == Outcome("diverged", 0, resumed=resumed)
 
 
 def test_a_run_cannot_start_from_one_of_other_parameters(tiny_config, tmp_path):

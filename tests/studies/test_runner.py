@@ -6,9 +6,9 @@ import pytest
 
 from sparsity import recipes
 from sparsity.config import ConfigError
-from sparsity.run import Engine
+from sparsity.run import Engine, Outcome, Workdir, directory_name
 from sparsity.studies import STUDIES, runner
-from sparsity.studies.runner import Part, expand, plan, run_study
+from sparsity.studies.runner import Part, expand, plan, plan_of_run, run_study
 from sparsity.writer import Progress
 
 
@@ -143,3 +143,19 @@ def test_the_plan_counts_and_runs_nothing(tmp_path, sweep):
     assert lines[1].endswith("to do")
     assert lines[1].split()[-4] == f"{sum(x.nbytes for x in jax.tree.leaves(state)) / 2**20:.1f}"
     assert not any(tmp_path.iterdir())
+
+
+def test_the_plan_of_a_run_has_those_that_it_starts_from(tmp_path, sweep):
+    first, then = sweep("embedded")
+    then.start = first
+    then = expand(lambda scale: [then], "embedded")[0]
+    beside = tmp_path / directory_name(then.start)
+    beside.mkdir()
+    Workdir(beside).write_outcome(Outcome("diverged", 1))
+    _, *rows, where = plan_of_run(then, tmp_path / "w").splitlines()
+    assert [(row.split()[0], row.split("MiB")[1].strip()) for row in rows] == [
+        ("tiny", "diverged"),
+        ("tiny_top_4", "to do"),
+    ]
+    assert where == f"starts from: {beside}"
+    assert not (tmp_path / "w").exists()

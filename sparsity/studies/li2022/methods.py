@@ -76,10 +76,15 @@ def share(run: Record | RunView) -> float:
     return measured(run, "nonzero.mean")
 
 
+def by_layer(run: Record | RunView) -> np.ndarray:
+    """The same of each layer [layers]; one NaN for a run that diverged."""
+    found = [m.value for m in run.outcome.measures if m.name.startswith("nonzero.") and m.name != "nonzero.mean"]
+    return np.array(found or [np.nan])
+
+
 def worst_layer(run: Record | RunView) -> float:
     """The same of the densest layer; NaN for a run that diverged."""
-    found = [m.value for m in run.outcome.measures if m.name.startswith("nonzero.") and m.name != "nonzero.mean"]
-    return float(np.max(found)) if found else float("nan")
+    return float(np.max(by_layer(run)))
 
 
 def bytes_read(density: float) -> float:

@@ -12,7 +12,7 @@ from sparsity.data.corruptions import CORRUPTIONS, SEVERITIES
 from sparsity.studies import draw
 from sparsity.studies.draw import Drawing, Runs, RunView
 from sparsity.studies.judge import Claim, Effect
-from sparsity.studies.li2022.vits import LEARNS, config_of
+from sparsity.studies.li2022.vits import BLOCK, LEARNS, config_of
 from sparsity.studies.records import Run, across, finished, mean_over, measured, percent, standard_error
 from sparsity.studies.runner import Record, Row, Study
 
@@ -25,9 +25,8 @@ ARMS = {  # how a network was trained
     NARROW: "a narrow network",
 }
 KEPT, ALL = "Top-k", "all units"  # at test: Top-k, and all positive units
-SAME = 0.01  # of what is judged
-CLOSE = 0.05  # of clean accuracy: networks whose shares of it can be compared
-HELD = 2 / 3  # of k: with fewer nonzeros Top-k at test holds nothing
+CLOSE = 0.01  # of clean accuracy: networks whose robustness and calibration can be compared
+HELD = 0.9  # of the nonzeros of Top-k in every layer: with fewer Top-k at test holds nothing
 
 
 def arm_of(run: Record | RunView) -> str:
@@ -53,8 +52,19 @@ def by_arm(runs: Iterable[Run]) -> dict[str, dict[int, Run]]:
 
 def at_test(run: Record | RunView, test: str, name: str) -> float:
     """A measure with Top-k put on at test (`KEPT`), or with all positive units (`ALL`), whatever training had."""
+    return measured(run, f"{_imposed(run, test)}.{name}")
+
+
+def by_layer(run: Record | RunView, test: str) -> np.ndarray:
+    """Share of nonzeros on test images of each layer [layers]; one NaN for a run that diverged."""
+    prefix = f"{_imposed(run, test)}.nonzero.{BLOCK}_"
+    return np.array([m.value for m in run.outcome.measures if m.name.startswith(prefix)] or [np.nan])
+
+
+def _imposed(run: Record | RunView, test: str) -> str:
+    """How measures at test begin."""
     ks = config_of(run)["evals"]["imposed_k"]
-    return measured(run, f"imposed.{min(ks) if test == KEPT else max(ks)}.{name}")
+    return f"imposed.{min(ks) if test == KEPT else max(ks)}"
 
 
 def retained(run: Record | RunView, test: str, name: str = "mean") -> float:
@@ -81,14 +91,19 @@ def cells(runs: Iterable[Run]) -> dict[tuple[str, str], list[Run]]:
 def table(records: Sequence[Record]) -> list[Row]:
     """Every training, with Top-k and with all positive units at test; means over n seeds (se: of the column before).
 
-    nonzero: share on test images, mean over layers. accuracy: on clean test images; corrupted: under three noises, mean
-    over five severities; retained: corrupted over accuracy; then of each noise, and of all at severity 1 and 5. ece:
-    calibration error in 15 equal bins. A narrow network has as many units as Top-k keeps, the same for every image.
+    nonzero: share on test images, mean over layers, and units: as many of each. accuracy: on clean test images;
+    corrupted: under three noises, mean over five severities; retained: corrupted over accuracy; then of each noise, and
+    of all at severity 1 and 5. ece: calibration error in 15 equal bins. A narrow network has as many units as Top-k
+    keeps, the same for every image, of which few are nonzero; its MLPs have a twelfth of the parameters.
     """
     rows = []
     for (arm, test), runs in cells(records).items():
         row: dict[str, Any] = {"training": ARMS[arm], "at test": test, "n": len(runs)}
         row["nonzero"] = mean_over(runs, functools.partial(at_test, test=test, name="nonzero.mean"))
+        row["units"] = mean_over(
+            runs,
+            lambda run, test=test: at_test(run, test, "nonzero.mean") * config_of(run)["model"]["mlp"]["d_ff"],
+        )
         for name, value in VALUES.items():
             found = [value(run, test) for run in runs]
             row[name] = mean_over(runs, functools.partial(value, test=test))
@@ -164,21 +179,24 @@ def by_severity(runs: Runs) -> Drawing:
 
 
 def findings(records: Sequence[Record]) -> list[str]:
-    """Every cell, then how Top-k's gain divides between test and training, in sentences."""
-    out = [
-        f"{row['training']}, {row['at test']} at test: {percent(row['nonzero'])} nonzero, accuracy "
-        f"{percent(row['accuracy'])}, under corruption {percent(row['corrupted'])}, that is {percent(row['retained'])} "
-        f"of it, calibration error {percent(row['ece'])}."
-        for row in table(records)
-    ]
+    """Every cell, then how Top-k's gain divides between test and training and how the two depend on one another."""
+    out = []
+    for row in table(records):
+        units = "" if row["units"] is None else f" ({row['units']:.0f} units)"
+        out.append(
+            f"{row['training']}, {row['at test']} at test: {percent(row['nonzero'])} nonzero{units}, accuracy "
+            f"{percent(row['accuracy'])}, under corruption {percent(row['corrupted'])}, that is "
+            f"{percent(row['retained'])} of it, calibration error {percent(row['ece'])}."
+        )
     arms = by_arm(records)
     for name, words in (("corrupted", "accuracy under corruption"), ("ece", "calibration error")):
-        parts = [across(_pair(arms), functools.partial(part, VALUES[name])).value for part in (_test, _training)]
-        if all(part is not None and np.isfinite(part) for part in parts):
-            test, training = (100 * part for part in parts)
+        parts = (_test, _training, _interplay)
+        found = [across(_pair(arms), functools.partial(part, VALUES[name])).value for part in parts]
+        if all(part is not None and np.isfinite(part) for part in found):
+            test, training, both = (round(100 * part, 2) + 0.0 for part in found)  # no -0.00
             out.append(
-                f"Of Top-k's {test + training:+.2f} points of {words} Top-k at test is {test:+.2f}, training with it "
-                f"{training:+.2f}."
+                f"Of Top-k's {100 * (found[0] + found[1]):+.2f} points of {words} Top-k at test is {test:+.2f}, "
+                f"training with it {training:+.2f}; either is {both:+.2f} more with the other, as much less without."
             )
     return out
 
@@ -197,42 +215,57 @@ def _training(value: Value, dense: Record, top_k: Record) -> float:
     return sum(value(top_k, test) - value(dense, test) for test in (KEPT, ALL)) / 2
 
 
+def _interplay(value: Value, dense: Record, top_k: Record) -> float:
+    """Half of what Top-k at test adds more after training with it than after plain training."""
+    with_it, without = (value(run, KEPT) - value(run, ALL) for run in (top_k, dense))
+    return (with_it - without) / 2
+
+
 def _more(value: Value, dense: Record, top_k: Record) -> float:
     return _training(value, dense, top_k) - _test(value, dense, top_k)
 
 
+def _past_half(value: Value, top_k: Record, dense: Record, *own: Record) -> float:
+    """A network (the plain one if there is no `own`) with Top-k at test, less the middle of Top-k's gain."""
+    return value((dense, *own)[-1], KEPT) - (value(top_k, KEPT) + value(dense, ALL)) / 2
+
+
 def _mean(of_seed: Mapping[int, Record], value: Value, test: str) -> float:
-    return float(np.mean([value(run, test) for run in finished(of_seed)] or [np.nan]))
+    return float(np.mean([value(run, test) for run in finished(of_seed)]))
 
 
 def _incomparable(arms: Mapping[str, Mapping[int, Record]], wanted: Iterable[tuple[str, str]], name: str) -> str | None:
     """Why `name` of these networks at test cannot be compared; None if it can.
 
-    The dense network must have learnt. Shares of clean accuracy mean the same only where that is: within `CLOSE`.
+    The plain network must have learnt, and all must be as accurate as one another on clean images, to `CLOSE`: only
+    there do a share of that accuracy and a calibration error mean the same. And there must be a gain to explain: the
+    95% interval, by seed, of Top-k in training and at test less plain training lies wholly on the good side.
     """
-    clean, usual = VALUES["accuracy"], _mean(arms[DENSE], VALUES["accuracy"], ALL)
-    if not usual >= LEARNS:
-        return "the plain network was not run, diverged, or has not learnt"
-    for arm, test in wanted if name == "retained" else ():
-        if abs(_mean(arms[arm], clean, test) - usual) > CLOSE:
-            return f"{ARMS[arm]}, {test} at test: clean accuracy is not within {CLOSE:g} of the plain network's"
+    wanted, value = [(DENSE, ALL), (TOP_K, KEPT), *wanted], VALUES[name]
+    missing = dict.fromkeys(ARMS[arm] for arm, _ in wanted if not finished(arms[arm]))
+    if missing:
+        return f"no run of {', '.join(missing)} finished"
+    clean = {cell: _mean(arms[cell[0]], VALUES["accuracy"], cell[1]) for cell in wanted}
+    if not clean[DENSE, ALL] >= LEARNS:
+        return f"{ARMS[DENSE]}: has not learnt, its test accuracy is below {LEARNS:g}"
+    if not np.ptp(list(clean.values())) <= CLOSE:
+        each = ", ".join(f"{x:.3f} of {ARMS[arm]} with {test}" for (arm, test), x in clean.items())
+        return f"clean accuracies are more than {CLOSE:g} apart: {each}"
+    gain = across(_pair(arms), lambda dense, top_k: _better(name) * (value(top_k, KEPT) - value(dense, ALL))).interval()
+    if gain is None or gain[0] <= 0:  # NaN, of a seed that diverged, leaves it undecided
+        return "Top-k, in training and at test, is not better than plain training beyond chance: nothing to explain"
     return None
 
 
 def _factor(name: str, part: Callable[..., float]) -> Callable[..., Effect]:
-    """A part of Top-k's gain, by seed. Not testable where it has none to divide, over the plain network."""
+    """A part of Top-k's gain, by seed. Not testable where the four networks are `_incomparable`."""
 
     def measure(records: Sequence[Record]) -> Effect:
-        arms, value = by_arm(records), VALUES[name]
+        arms = by_arm(records)
         four = [(arm, test) for arm in (DENSE, TOP_K) for test in (KEPT, ALL)]
         if (why := _incomparable(arms, four, name)) is not None:
             return Effect.untestable(why)
-        gain = _mean(arms[TOP_K], value, KEPT) - _mean(arms[DENSE], value, ALL)
-        if not _better(name) * gain > 0:
-            return Effect.untestable(
-                "Top-k, in training and at test, is no better than plain training: nothing to explain"
-            )
-        return across(_pair(arms), functools.partial(part, value))
+        return across(_pair(arms), functools.partial(part, VALUES[name]))
 
     return measure
 
@@ -243,29 +276,29 @@ def _better(name: str) -> int:
 
 
 def _beside(arm: str, name: str) -> Callable[..., Effect]:
-    """An arm with Top-k at test less the network that trained with it, by seed.
+    """An arm with Top-k at test less the middle between the plain network and Top-k's, by seed.
 
-    Not testable where their sparsity is not the same: the arm, if it is not narrow, has far fewer nonzeros by itself.
+    Not testable where they are `_incomparable`, or where sparsity is not the same: in a layer the arm, if it is not
+    narrow, has fewer nonzeros by itself.
     """
 
     def measure(records: Sequence[Record]) -> Effect:
-        arms, value = by_arm(records), VALUES[name]
-        if (why := _incomparable(arms, [(arm, KEPT), (TOP_K, KEPT)], name)) is not None:
+        arms = by_arm(records)
+        if (why := _incomparable(arms, [(arm, KEPT)], name)) is not None:
             return Effect.untestable(why)
-        nonzero = lambda of: _mean(arms[of], lambda run, test: at_test(run, test, "nonzero.mean"), KEPT)
-        if arm != NARROW and nonzero(arm) < HELD * nonzero(TOP_K):
-            return Effect.untestable(
-                f"{ARMS[arm]} leaves {nonzero(arm):.3f} nonzero, where Top-k at test holds nothing"
-            )
-        groups = {ARMS[of]: arms[of] for of in (arm, TOP_K)}
-        return across(groups, lambda run, top_k: value(run, KEPT) - value(top_k, KEPT))
+        own, top = (np.mean([by_layer(run, KEPT) for run in finished(arms[of])], axis=0) for of in (arm, TOP_K))
+        if arm != NARROW and not (own >= HELD * top).all():
+            each = ", ".join(f"{x:.3f}" for x in own)
+            return Effect.untestable(f"{ARMS[arm]} leaves {each} nonzero by layer, where Top-k at test holds nothing")
+        groups = {ARMS[of]: arms[of] for of in (TOP_K, DENSE, arm)}
+        return across(groups, functools.partial(_past_half, VALUES[name]))
 
     return measure
 
 
-def _claim(id: str, statement: str, effect: str, better: int, threshold: float, measure) -> Claim:
+def _claim(id: str, statement: str, effect: str, better: int, measure: Callable[..., Effect]) -> Claim:
     side = "above" if better > 0 else "below"
-    return Claim(f"source.{id}", "beyond the paper", statement, effect, "seed", side, better * threshold + 0.0, measure)
+    return Claim(f"source.{id}", "beyond the paper", statement, effect, "seed", side, 0.0, measure)
 
 
 _WHAT = {
@@ -284,7 +317,6 @@ def _of_factors(name: str) -> tuple[Claim, ...]:
             f"Top-k's {gain} goes with Top-k at test",
             f"{what}, Top-k at test less all units, mean over plain training and training with Top-k",
             better,
-            0.0,
             _factor(name, _test),
         ),
         _claim(
@@ -292,7 +324,6 @@ def _of_factors(name: str) -> tuple[Claim, ...]:
             f"Top-k's {gain} goes with training under Top-k",
             f"{what}, training with Top-k less plain training, mean over Top-k and all units at test",
             better,
-            0.0,
             _factor(name, _training),
         ),
         _claim(
@@ -300,7 +331,6 @@ def _of_factors(name: str) -> tuple[Claim, ...]:
             "and more with training than with test",
             f"{what}, what training adds less what test adds",
             better,
-            0.0,
             _factor(name, _more),
         ),
     )
@@ -308,26 +338,25 @@ def _of_factors(name: str) -> tuple[Claim, ...]:
 
 def _of_sources(name: str) -> tuple[Claim, ...]:
     what, better = _WHAT[name], _better(name)
-    effect = "{}, both with Top-k at test, of {} less training with Top-k"
-    words = "well calibrated" if name == "ece" else "robust"
+    effect = f"{what}, of {{}} with Top-k at test less the middle of plain training and of training with Top-k"
+    gain = "calibration" if name == "ece" else "robustness"
     return (
         *(
             _claim(
                 f"{arm}.{name}",
-                f"as sparse at test, {ARMS[arm]} makes networks as {words} as training with Top-k, to a point",
-                effect.format(what, ARMS[arm]),
+                f"as sparse at test, {ARMS[arm]} has more than half of Top-k's gain in {gain}",
+                effect.format(ARMS[arm]),
                 better,
-                -SAME,
                 _beside(arm, name),
             )
             for arm in (DENSE, L1, NOISE)
         ),
         _claim(
             f"{NARROW}.{name}",
-            f"few units alone do not: a network of so few units is less {words}",
-            f"{what}, of {ARMS[NARROW]} less training with Top-k",
+            f"few units alone do not: {ARMS[NARROW]}, of a twelfth of the MLPs' parameters and fewer nonzeros yet, has "
+            f"less than half of Top-k's gain in {gain}",
+            effect.format(ARMS[NARROW]),
             -better,
-            0.0,
             _beside(NARROW, name),
         ),
     )
@@ -344,9 +373,10 @@ ROBUSTNESS_SOURCE = Study(
     introduction=(
         "Top-k ViTs are sparser than dense ones, and the paper finds them more robust and better calibrated. Here "
         "networks trained plainly, with Top-k, with L1 and under noise are all tested with the same Top-k, and with "
-        "all their positive units; a network with as few units as Top-k keeps stands beside them. If sparsity is the "
-        "cause, all that are as sparse are as robust. What Top-k gains divides exactly into what it does at test and "
-        "what it does to the weights in training. Embedded scale alone."
+        "all their positive units; a network with as few units as Top-k keeps, of which fewer yet are nonzero, stands "
+        "beside them. If sparsity is the cause, all that are as sparse are as robust. What Top-k gains divides exactly "
+        "into what it does at test and what it does to the weights in training, each a mean over the other; how much "
+        "they depend on one another is said beside. Embedded scale alone."
     ),
     findings=findings,
     figures={"Source of sparsity": sources, "By severity": by_severity},

@@ -23,19 +23,24 @@ K = {KEPT: 43, ALL: 512}
 FACTORS = ("test", "training", "more")
 
 
-def how(gain, clean=lambda arm, test: 0.0, nonzero=lambda arm: 0.084):
-    """`gain(arm, test)`: robustness and, a tenth of it, calibration; `clean(arm, test)`: loss of clean accuracy."""
+def how(gain, clean=lambda arm, test: 0.0, nonzero=lambda arm, layer: 0.084, drift=0.01):
+    """`gain(arm, test)`: robustness and, an eighth of it, calibration, `drift` of it more from seed to seed.
+
+    `clean(arm, test)`: loss of clean accuracy; `nonzero(arm, layer)`: share with Top-k at test.
+    """
 
     def measures(config):
         arm, found = arm_of(Record(config, None, None)), {}
         for test, k in K.items():
-            g = gain(arm, test) * (1 + 0.01 * config.seed)
-            values = {"accuracy": 0.9 - clean(arm, test) + 1e-4 * config.seed, "ece": 0.1 - g / 2}
+            g = gain(arm, test) * (1 + drift * config.seed)
+            values = {"accuracy": 0.9 - clean(arm, test) + 1e-4 * config.seed, "ece": 0.03 - g / 8}
             values |= {"robustness.mean": 0.6 - clean(arm, test) + g}
             for name in CORRUPTIONS:
                 values[f"robustness.{name}"] = values["robustness.mean"]
                 values |= {f"robustness.{name}.{s}": values["robustness.mean"] - 0.1 * (s - 3) for s in SEVERITIES}
-            values["nonzero.mean"] = nonzero(arm) if test == KEPT else 0.2
+            layers = [nonzero(arm, i) if test == KEPT else 0.2 for i in range(config.model.layers)]
+            values |= {f"nonzero.block_{i}": share for i, share in enumerate(layers)}
+            values["nonzero.mean"] = float(np.mean(layers))
             found |= {f"imposed.{k}.{name}": value for name, value in values.items()}
         return found
 
@@ -84,13 +89,12 @@ def test_a_narrow_network_that_is_as_robust_contradicts_its_claims_alone(measure
     assert found["source.narrow.retained"] == found["source.narrow.ece"] == "contradicted"
 
 
-def test_without_a_gain_there_is_nothing_to_divide(measured_only, verdicts):
-    worse = lambda arm, test: -of_cause(arm, test)
-    found = verdicts(ROBUSTNESS_SOURCE, measured_only(STUDY, how(worse)))
-    assert {found[f"source.{part}.{name}"] for part in FACTORS for name in ("corrupted", "retained", "ece")} == {
-        "not testable"
-    }
-    assert found["source.dense.retained"] == "reproduced"
+@pytest.mark.parametrize(("sign", "drift"), [(-1, 0.01), (1, -0.45)])
+def test_without_a_gain_beyond_chance_there_is_nothing_to_explain(measured_only, verdicts, sign, drift):
+    """A loss, and a gain of a tenth in the mean of five seeds, from which it falls to a loss."""
+    gain = lambda arm, test: sign * of_cause(arm, test)
+    found = verdicts(ROBUSTNESS_SOURCE, measured_only(STUDY, how(gain, drift=drift)))
+    assert set(found.values()) == {"not testable"}
 
 
 def test_parts_add_up_to_the_gain(measured_only):
@@ -100,21 +104,28 @@ def test_parts_add_up_to_the_gain(measured_only):
     assert effects["source.training.corrupted"] == pytest.approx(0.005 * 1.02)
     assert effects["source.more.corrupted"] == pytest.approx(-0.035 * 1.02)
     assert (
-        "Of Top-k's +4.59 points of accuracy under corruption Top-k at test is +4.08, training with it +0.51."
-        in findings(records)
+        "Of Top-k's +4.59 points of accuracy under corruption Top-k at test is +4.08, training with it +0.51; either "
+        "is +0.00 more with the other, as much less without." in findings(records)
     )
+    both = lambda arm, test: 0.04 * ((arm, test) == ("top_k", KEPT))
+    assert (
+        "Of Top-k's +4.08 points of accuracy under corruption Top-k at test is +2.04, training with it +2.04; either "
+        "is +2.04 more with the other, as much less without." in findings(measured_only(STUDY, how(both)))
+    )
+    assert "a narrow network, Top-k at test: 8.4% nonzero (4 units)" in " ".join(findings(records))
 
 
-def test_shares_of_unlike_clean_accuracies_are_not_compared(measured_only, verdicts):
-    """Top-k put on the plain network costs 10 points."""
-    loses = lambda arm, test: 0.1 * ((arm, test) == ("dense", KEPT))
+def test_networks_of_unlike_clean_accuracies_are_not_compared(measured_only, verdicts):
+    """Top-k put on the plain network costs 2 points: what is left may be more of less, and better calibrated."""
+    loses = lambda arm, test: 0.02 * ((arm, test) == ("dense", KEPT))
     found = verdicts(ROBUSTNESS_SOURCE, measured_only(STUDY, how(of_cause, clean=loses)))
     untestable = {id for id, verdict in found.items() if verdict == "not testable"}
-    assert untestable == {f"source.{part}.retained" for part in (*FACTORS, "dense")}
+    factors = {f"source.{part}.{name}" for part in FACTORS for name in ("corrupted", "retained", "ece")}
+    assert untestable == factors | {"source.dense.retained", "source.dense.ece"}
 
 
-def test_a_source_far_sparser_than_top_k_is_not_compared(measured_only, verdicts):
-    sparser = lambda arm: {"l1": 0.05, "narrow": 0.03}.get(arm, 0.084)
+def test_a_source_that_is_sparser_than_top_k_in_a_layer_is_not_compared(measured_only, verdicts):
+    sparser = lambda arm, layer: 0.03 if arm == "narrow" else 0.06 if (arm, layer) == ("l1", 3) else 0.084
     found = verdicts(ROBUSTNESS_SOURCE, measured_only(STUDY, how(of_cause, nonzero=sparser)))
     assert {id for id, v in found.items() if v == "not testable"} == {"source.l1.retained", "source.l1.ece"}
 
@@ -139,7 +150,8 @@ def test_the_table_and_the_series_have_every_training_both_ways(measured_only):
     assert len(rows) == len(cells(records)) == 9
     kept, plain = rows["training with Top-k", "Top-k"], rows["plain training", "all units"]
     assert (kept["corrupted"], plain["corrupted"]) == pytest.approx((0.6 + 0.045 * 1.02, 0.6))
-    assert (kept["ece"], kept["nonzero"], plain["nonzero"]) == pytest.approx((0.1 - 0.0225 * 1.02, 0.084, 0.2))
+    assert (kept["ece"], kept["nonzero"], plain["nonzero"]) == pytest.approx((0.03 - 0.045 / 8 * 1.02, 0.084, 0.2))
+    assert (kept["units"], plain["units"]) == pytest.approx((0.084 * 512, 0.2 * 512))
     assert plain["retained"] == plain["retained, shot"] == pytest.approx(0.6 / 0.9, rel=1e-3)
     assert plain["retained, severity 5"] == pytest.approx(0.4 / 0.9, rel=1e-3)
     assert len(series(records)) == 9 * len(CORRUPTIONS) * len(SEVERITIES)
