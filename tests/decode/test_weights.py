@@ -107,7 +107,9 @@ def test_calibrated_thresholds_cut_the_share_that_is_asked_for():
     single, weights = prepared(config, params, Threshold(capacity=32), least(params, halves))
     _, new = single.build(V).apply({"params": weights}, TOKENS, Context(record=True), mutable=[STATS])
     # The first block reads what it read when thresholds were found.
-    assert new[STATS]["block_0"]["mlp"]["inference"].read.mean() == 16
+    said = new[STATS]["block_0"]["mlp"]["inference"]
+    assert (said.read.mean(), said.recall.mean()) == (16, pytest.approx(0.5))
+    assert not said.certified.any()
     with pytest.raises(ValueError, match="Threshold of Silu: it has no zeros, and no thresholds are given"):
         prepared(config, params, Threshold(capacity=32))
     with pytest.raises(ValueError, match="these thresholds are of a product with a gate"):

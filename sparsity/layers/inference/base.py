@@ -25,8 +25,9 @@ class Diagnosis:
 
     Attributes:
       candidates: units whose pre-activation is computed exactly.
-      read: rows of W_o that are read.
-      recall: share of the units that the sparsifier keeps, and that are not zero, which are read; 1 if there are none.
+      read: rows of W_o that are needed; where `capacity` of them are gathered at once, as `Threshold` does of gated
+        MLPs and off CPUs, so many are read.
+      recall: share of the units that the sparsifier keeps, and that are not zero, which are used; 1 if there are none.
       needed: the least number of candidates with which recall is 1.
       certified: it is proven that recall is 1.
     """
@@ -72,8 +73,20 @@ class Inference:
         return rows_of(params, dtype)
 
     def __call__(self, weights: Weights, x_TxD: jax.Array, mlp: MLPConfig, dtype: str) -> jax.Array:
-        """The MLP's output [T, D] of tokens [T, D]."""
+        """The MLP's output [T, D] of a few tokens [T, D]."""
         raise NotImplementedError
+
+    def activated(self, weights: Weights, x_TxD: jax.Array, mlp: MLPConfig, dtype: str) -> jax.Array:
+        """phi(z) of all units [T, F], as the mode would have it if it missed none."""
+        return mlp.sparsifier(linear(weights["wi"], x_TxD, dtype))
+
+    def together(self, weights: Weights, x_TxD: jax.Array, mlp: MLPConfig, dtype: str) -> jax.Array:
+        """The output [T, D] of more tokens than `ops.sparse_matmul.TOKENS`, as of a prompt.
+
+        They need most rows between them: nothing is searched or gathered, and they share a product with each matrix.
+        """
+        h_TxF = self.activated(weights, x_TxD, mlp, dtype)
+        return output(all_rows(weights, x_TxD, h_TxF, mlp, dtype), weights, dtype)
 
     def diagnose(self, weights: Weights, x_TxD: jax.Array, mlp: MLPConfig, dtype: str) -> Diagnosis:
         """What `__call__` does with these tokens, one at a time; found by whole products, which takes longer."""
@@ -147,17 +160,19 @@ def active_rows(
         h_TxC = take(jnp.pad(h_TxF, ((0, 0), (0, 1))), 1) * _opened(mlp, linear(gate, x_TxD, dtype))
         return h_TxC.astype(rows_FxD.dtype) @ take(weights["wo"]["rows"])
 
-    def dense(weights, x_TxD, h_TxF):
-        h_TxF = h_TxF * _opened(mlp, linear(weights["wi_gate"], x_TxD, dtype))
-        return h_TxF.astype(rows_FxD.dtype) @ weights["wo"]["rows"]
-
+    dense = lambda weights, x_TxD, h_TxF: all_rows(weights, x_TxD, h_TxF, mlp, dtype)
     fits = jnp.sum(jnp.any(h_TxF != 0, axis=0)) <= capacity
     return output(jax.lax.cond(fits, gathered, dense, weights, x_TxD, h_TxF), weights, dtype)
 
 
-def activations(weights: Weights, x_TxD: jax.Array, mlp: MLPConfig, dtype: str) -> jax.Array:
-    """All activations [T, F], the gate's matrix read whole."""
-    h_TxF = mlp.sparsifier(linear(weights["wi"], x_TxD, dtype))
+def all_rows(weights: Weights, x_TxD: jax.Array, h_TxF: jax.Array, mlp: MLPConfig, dtype: str) -> jax.Array:
+    """Sums over all units [T, D] of phi(z) [T, F], [times the gate,] times W_o."""
+    rows_FxD = weights["wo"]["rows"]
+    return gated(weights, x_TxD, h_TxF, mlp, dtype).astype(rows_FxD.dtype) @ rows_FxD
+
+
+def gated(weights: Weights, x_TxD: jax.Array, h_TxF: jax.Array, mlp: MLPConfig, dtype: str) -> jax.Array:
+    """phi(z) [T, F] of all units times the gate, if there is one; its matrix is read whole."""
     return h_TxF * _opened(mlp, linear(weights["wi_gate"], x_TxD, dtype)) if mlp.gated else h_TxF
 
 
