@@ -47,7 +47,7 @@ def generate(subject: Subject) -> Result:
 
     Raises:
       ConfigError: a model that cannot do it, data without a vocabulary, no such file, a line that is empty, has too
-        many tokens for the model's positions, a sentinel that does not exist or a token that the model does not know.
+        many tokens for the model's positions, a sentinel that does not exist or a token that the model does not have.
     """
     cfg, source, mesh = subject.config, subject.source, subject.mesh
     model, params = unstacked(subject.model, subject.params)
@@ -127,7 +127,9 @@ def _tokens(line: str, i: int, source: Any, spans: bool) -> np.ndarray:
     if not len(tokens):
         raise ConfigError(f"evals.prompts: line {i} has no tokens")
     if tokens.max() >= source.classes:  # a file whose numbers have gaps may have such
-        raise ConfigError(f"evals.prompts: line {i} has token {tokens.max()}, and the model knows {source.classes}")
+        raise ConfigError(
+            f"evals.prompts: line {i} has token {tokens.max()}, and the model's are 0..{source.classes - 1}"
+        )
     return tokens
 
 

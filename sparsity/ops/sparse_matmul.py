@@ -172,4 +172,4 @@ def _by_take(h_BxF: jax.Array, w: jax.Array, active_F: jax.Array, capacity: int)
     units = active_F.shape[0]
     index = jnp.nonzero(active_F, size=capacity, fill_value=units)[0]
     h_BxK = jnp.take(jnp.pad(h_BxF, ((0, 0), (0, 1))), index, axis=1, mode="clip")
-    return h_BxK @ jnp.take(w, index, axis=0, mode="clip")
+    return h_BxK @ _take(w, index)
