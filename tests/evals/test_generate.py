@@ -26,7 +26,7 @@ from sparsity.ops.sparsifiers import Relu, TopK
 from sparsity.run import Engine, run_config
 
 GPT2 = GPT2Config(MLPConfig(8, Relu()), d_model=8, layers=1, heads=2, positions=12)
-ANNEALED = dataclasses.replace(GPT2, mlp=MLPConfig(8, TopK(k=1, anneal=10)))
+ANNEALED = dataclasses.replace(GPT2, mlp=MLPConfig(32, TopK(k=1, anneal=10)))
 T5 = T5Config(mlp=MLPConfig(8, Relu(), use_bias=False), d_model=8, layers=1, heads=2, head_dim=4)
 
 
@@ -61,7 +61,7 @@ def prompts(tmp_path):
 
 
 def test_a_gpt_2_continues_each_line_of_the_file_as_whole_forward_passes_do(prompts):
-    lines, step = ("ab", "a äc", "b"), 8  # of 10 over which k falls: two units of eight are kept
+    lines, step = ("ab", "a äc", "b"), 8  # of 10 over which k falls: 7 units of 32 are kept
     subject = subject_of(ANNEALED, Text(length=12), prompts(*lines), batch=2, devices=2, length=4)
     result = generate(dataclasses.replace(subject, step=step))
     module, found = ANNEALED.build(256), result.arrays["generated"]

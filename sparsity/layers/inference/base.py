@@ -124,13 +124,13 @@ def rows_of(params: Weights, dtype: str) -> dict[str, dict[str, jax.Array]]:
 
 def linear(layer: Layer, x_TxD: jax.Array, dtype: str) -> jax.Array:
     """Pre-activations [T, F], rounded as training's are."""
-    return _biased(whole(x_TxD, layer["rows"]).astype(dtype), layer)
+    return _biased(rounded(whole(x_TxD, layer["rows"]), dtype), layer.get("bias"))
 
 
 def linear_at(layer: Layer, x_TxD: jax.Array, index_TxK: jax.Array, dtype: str) -> jax.Array:
     """Pre-activations [T, K] of some units of each token, their rows alone being read."""
-    z_TxK = rows_dot(x_TxD, layer["rows"], index_TxK).astype(dtype)
-    return z_TxK + jnp.take(layer["bias"], index_TxK, mode="clip") if "bias" in layer else z_TxK
+    bias_TxK = jnp.take(layer["bias"], index_TxK, mode="clip") if "bias" in layer else None
+    return _biased(rounded(rows_dot(x_TxD, layer["rows"], index_TxK), dtype), bias_TxK)
 
 
 def kept_rows(
@@ -178,7 +178,7 @@ def gated(weights: Weights, x_TxD: jax.Array, h_TxF: jax.Array, mlp: MLPConfig, 
 
 def output(y_TxD: jax.Array, weights: Weights, dtype: str) -> jax.Array:
     """Sums over units as what the MLP writes: rounded, its bias added."""
-    return _biased(y_TxD.astype(dtype), weights["wo"])
+    return _biased(y_TxD.astype(dtype), weights["wo"].get("bias"))
 
 
 def poisoned(y_TxD: jax.Array, z_TxF: jax.Array) -> jax.Array:
@@ -186,8 +186,19 @@ def poisoned(y_TxD: jax.Array, z_TxF: jax.Array) -> jax.Array:
     return jnp.where(jnp.isnan(z_TxF).any(-1, keepdims=True), jnp.nan, y_TxD)
 
 
-def _biased(z: jax.Array, layer: Layer) -> jax.Array:
-    return z + layer["bias"] if "bias" in layer else z
+def rounded(z: jax.Array, dtype: Any) -> jax.Array:
+    """`z` in the compute dtype, rounded whatever is done with it: of a cast there and back XLA may do neither."""
+    if z.dtype == dtype:
+        return z
+    info = jnp.finfo(dtype)
+    return jax.lax.reduce_precision(z, info.nexp, info.nmant).astype(dtype)
+
+
+def _biased(z: jax.Array, bias: jax.Array | None) -> jax.Array:
+    if bias is None:
+        return z
+    wide = jnp.promote_types(z.dtype, jnp.float32)
+    return rounded(z.astype(wide) + bias.astype(wide), z.dtype)
 
 
 def _opened(mlp: MLPConfig, u: jax.Array) -> jax.Array:
