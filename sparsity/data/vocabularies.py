@@ -228,7 +228,10 @@ class TokenizerFile:
 
     @property
     def end(self) -> int | None:
-        """The first of `ENDS` that it has; the file itself does not say which token it is."""
+        """The first of `ENDS` that it has; the file itself does not say which token it is.
+
+        It is the end of a text: of a chat's turn, as Llama 3's <|eot_id|> is, nothing here knows.
+        """
         found = (self._tokenizer.token_to_id(name) for name in ENDS)
         return next((token for token in found if token is not None), None)
 

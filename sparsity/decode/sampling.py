@@ -31,7 +31,9 @@ class Sampling:
 
     def __call__(self, logits_BxV: jax.Array, seed: jax.Array, row_B: jax.Array, place: jax.Array) -> jax.Array:
         """Tokens [B], int32."""
-        logits_BxV = logits_BxV / self.temperature
+        # The largest becomes 0: no quotient overflows, however small the temperature.
+        logits_BxV = logits_BxV - jnp.max(logits_BxV, axis=-1, keepdims=True)
+        logits_BxV = logits_BxV / max(self.temperature, float(jnp.finfo(jnp.float32).tiny))
         if self.top_p < 1:
             logits_BxV = jnp.where(nucleus(jax.nn.softmax(logits_BxV), self.top_p), logits_BxV, -jnp.inf)
 

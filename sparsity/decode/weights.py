@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax
 import jax
 
+from sparsity.config import nearest
 from sparsity.layers.inference import Inference
 from sparsity.layers.mlp import MLPConfig
 from sparsity.layers.scan import LAYERS
@@ -16,6 +18,8 @@ from sparsity.models.gpt2 import GPT2Config
 from sparsity.models.llama import LlamaConfig
 from sparsity.models.t5 import DECODER, T5Config
 from sparsity.ops.sparsifiers import TopK
+
+MLPPath = tuple[str, ...]  # of an MLP in a tree of parameters
 
 
 def unstacked(config: Any, params: Any) -> tuple[Any, Any]:
@@ -66,21 +70,47 @@ def prepared(config: Any, params: Any, mode: Inference, least: Any = None) -> tu
     mlp = dataclasses.replace(
         config.mlp, sparsifier=_trained(config.mlp.sparsifier), gate=_trained(config.mlp.gate), inference=mode
     )
+    if least is not None and not mode.lays_out:
+        raise ValueError(f"inference: thresholds are given, which {type(mode).__name__} has no use for")
     least = None if least is None else unstacked(config, least)[1]
     config, params = unstacked(config, params)
     config = dataclasses.replace(config, mlp=mlp)
     if not mode.lays_out:
         return config, params
+    paths = _mlps(params)
+    decoders = [path for path in paths if path[0] == DECODER] if isinstance(config, T5Config) else paths
+    thresholds = dict.fromkeys(decoders) if least is None else _thresholds(least, paths, decoders, mlp)
 
-    def laid_out(part: Mapping[str, Any], least: Any) -> Any:
-        if "wi" in part and "wo" in part:
-            return mode.lay_out(part, mlp, config.dtype, None if least is None else _of_activations(least, mlp))
-        inner = lambda name: None if least is None else least.get(name)
-        return {n: laid_out(x, inner(n)) if isinstance(x, Mapping) else x for n, x in part.items()}
+    def laid_out(part: Mapping[str, Any], path: MLPPath = ()) -> Any:
+        if path in thresholds:
+            return mode.lay_out(part, mlp, config.dtype, thresholds[path])
+        return {n: laid_out(x, (*path, n)) if isinstance(x, Mapping) else x for n, x in part.items()}
 
-    if isinstance(config, T5Config):
-        return config, dict(params) | {DECODER: laid_out(params[DECODER], None if least is None else least[DECODER])}
-    return config, laid_out(params, least)
+    return config, laid_out(params)
+
+
+def _mlps(params: Mapping[str, Any], path: MLPPath = ()) -> list[MLPPath]:
+    """The places of all MLPs in a tree of parameters."""
+    if "wi" in params and "wo" in params:
+        return [path]
+    parts = {name: part for name, part in params.items() if isinstance(part, Mapping)}
+    return [found for name, part in parts.items() for found in _mlps(part, (*path, name))]
+
+
+def _thresholds(least: Any, paths: Sequence[MLPPath], needed: Sequence[MLPPath], mlp: MLPConfig) -> dict[MLPPath, Any]:
+    """Of each MLP that needs them, its thresholds [F]. Raises ValueError if some are missing, or those of no MLP."""
+    given: dict[MLPPath, dict[str, Any]] = {}
+    for (*path, kind), values in flax.traverse_util.flatten_dict(least).items():
+        given.setdefault(tuple(path), {})[kind] = values
+    names = ["/".join(path) for path in paths]
+    for path in given:
+        if path not in paths:
+            name = "/".join(path)
+            raise ValueError(f'inference: thresholds are given of "{name}", which is no MLP{nearest(name, names)}')
+    for path in needed:
+        if path not in given:
+            raise ValueError(f"inference: no thresholds are given of {'/'.join(path)}")
+    return {path: _of_activations(given[path], mlp) for path in needed}
 
 
 def _of_activations(least: Mapping[str, Any], mlp: MLPConfig) -> Any:
@@ -89,6 +119,10 @@ def _of_activations(least: Mapping[str, Any], mlp: MLPConfig) -> Any:
         return least[LEAST_ACTIVATION]
     if LEAST in least and not mlp.gated:
         return least[LEAST]
+    if not {LEAST, LEAST_ACTIVATION} & least.keys():
+        raise ValueError(
+            f'inference: thresholds are called "{LEAST}" or "{LEAST_ACTIVATION}", not "{next(iter(least))}"'
+        )
     raise ValueError("inference: these thresholds are of a product with a gate, which is known when its rows are read")
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -45,7 +47,7 @@ def generate(subject: Subject) -> Result:
 
     Raises:
       ConfigError: a model that cannot do it, data without a vocabulary, no such file, a line that is empty, has too
-        many tokens for the model's positions or a sentinel that does not exist.
+        many tokens for the model's positions, a sentinel that does not exist or a token that the model does not have.
     """
     cfg, source, mesh = subject.config, subject.source, subject.mesh
     model, params = unstacked(subject.model, subject.params)
@@ -59,26 +61,33 @@ def generate(subject: Subject) -> Result:
     spans = "inputs" in model.inputs  # it was trained to say what was taken out of them
     end = EOS if spans else source.vocabulary.end
     prompts = read_prompts(cfg.prompts)
-    rows = [_tokens(line, i, source.vocabulary, spans) for i, line in enumerate(prompts, 1)]
+    rows = [_tokens(line, i, source, spans) for i, line in enumerate(prompts, 1)]
     if not spans:
         _check_positions(model, rows, cfg.length)
-    if cfg.temperature:
-        seed = np.uint32(subject.seed if cfg.seed is None else cfg.seed)
-        sample = make_sample(module, cfg.length, Sampling(cfg.temperature, cfg.top_p), end)
-        say = lambda batch: sample(params, batch["inputs"], batch["segments"], seed, batch["line"])
-    else:
-        greedy = make_generate(module, cfg.length, end)
-        say = lambda batch: greedy(params, batch["inputs"], batch["segments"])
+    sampling = Sampling(cfg.temperature, cfg.top_p) if cfg.temperature else None
+    say, step = _compiled(model, source.classes, cfg.length, sampling, end), np.int32(subject.step)
+    seed = np.uint32((subject.seed if cfg.seed is None else cfg.seed) % 2**32)  # a run's may be larger
+    drawn = lambda batch: () if sampling is None else (seed, batch["line"])
     said: list[np.ndarray] = []
     with jax.set_mesh(mesh):
         for batch in _batches(rows, cfg.batch, mesh.shape["data"]):
-            said += list(np.asarray(say(spmd.place_batch(mesh, batch))))
+            batch = spmd.place_batch(mesh, batch)
+            said += list(np.asarray(say(params, batch["inputs"], batch["segments"], *drawn(batch), step)))
     said = [_up_to(end, row) for row, _ in zip(said, rows, strict=False)]  # rows that filled the batch are left out
     found = [
         Generated(line, tuple(row.tolist()), text_of(row, source.vocabulary, spans))
         for line, row in zip(prompts, said, strict=True)
     ]
     return Result(_measures(said, end, subject), {"generated": [dataclasses.asdict(one) for one in found]})
+
+
+@functools.lru_cache(maxsize=4)  # what is evaluated again and again while training is compiled once
+def _compiled(model: Any, classes: int, length: int, sampling: Sampling | None, end: int | None) -> Callable[..., Any]:
+    """What says the most likely tokens, or draws them by `sampling`."""
+    module = model.build(classes)
+    if sampling is None:
+        return make_generate(module, length, end)
+    return make_sample(module, length, sampling, end)
 
 
 def read_prompts(path: str | None) -> list[str]:
@@ -112,13 +121,20 @@ def text_of(tokens: np.ndarray, vocabulary: Vocabulary, spans: bool) -> str:
     return "".join([*out, vocabulary.decode(tokens[start:])])
 
 
-def _tokens(line: str, i: int, vocabulary: Vocabulary, spans: bool) -> np.ndarray:
+def _tokens(line: str, i: int, source: Any, spans: bool) -> np.ndarray:
     """The tokens [n] of line i."""
-    if not spans:
-        tokens = vocabulary.encode(line)
-        if not len(tokens):
-            raise ConfigError(f"evals.prompts: line {i} has no tokens")
-        return tokens
+    tokens = _with_sentinels(line, i, source.vocabulary) if spans else source.vocabulary.encode(line)
+    if not len(tokens):
+        raise ConfigError(f"evals.prompts: line {i} has no tokens")
+    if tokens.max() >= source.classes:  # a file whose numbers have gaps may have such
+        raise ConfigError(
+            f"evals.prompts: line {i} has token {tokens.max()}, and the model's are 0..{source.classes - 1}"
+        )
+    return tokens
+
+
+def _with_sentinels(line: str, i: int, vocabulary: Vocabulary) -> np.ndarray:
+    """The tokens of line i, its sentinels those of T5, and an end."""
     parts = []
     for j, part in enumerate(_SENTINEL.split(line)):  # text, number, text, ...
         if j % 2 and int(part) >= vocabulary.sentinels:

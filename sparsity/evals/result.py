@@ -184,6 +184,7 @@ class Subject:
       config: the evaluation's settings.
       seed: of anything an evaluator draws.
       predict_as: other settings of the model, which has the same parameters -> `predict` of that model.
+      step: updates that its parameters have had.
     """
 
     predict: Callable[..., Predictions]
@@ -196,6 +197,7 @@ class Subject:
     config: EvalConfig
     seed: int
     predict_as: Callable[[Any], Callable[..., Predictions]] | None = None
+    step: int = 0
 
     @functools.cached_property
     def split(self) -> Split | Lazy:

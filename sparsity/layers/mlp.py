@@ -19,6 +19,7 @@ from sparsity.layers.noise import Noise
 from sparsity.layers.sparsify import STATS, Context, Sparsify
 from sparsity.layers.tail import LEAST, LEAST_ACTIVATION, TAIL, without_tail
 from sparsity.ops.noise import NOISES, NoiseConfig
+from sparsity.ops.sparse_matmul import TOKENS
 from sparsity.ops.sparsifiers import SPARSIFIERS, Sparsifier
 from sparsity.theory.edge_of_chaos import EdgeOfChaos
 
@@ -176,7 +177,8 @@ class SparseMLP(nn.Module):
                 "inference: its weights are not initialised; decode.weights.prepared lays out trained ones"
             )
         weights, x_TxD = self.variables["params"], x_BxLxD.reshape(-1, x_BxLxD.shape[-1]).astype(self.dtype)
-        y_TxD = mode(weights, x_TxD, self.config, self.dtype)
+        compute = mode.together if len(x_TxD) > TOKENS else mode
+        y_TxD = compute(weights, x_TxD, self.config, self.dtype)
         if ctx.record:
             found = mode.diagnose(weights, x_TxD, self.config, self.dtype)
             self.sow(STATS, "inference", found, reduce_fn=lambda _, new: new, init_fn=lambda: None)

@@ -44,8 +44,10 @@ class Context:
       noisy: noise on (static), in training and, where it is asked for, in evaluation.
       record: sow `SparsityStats` (static: a second compiled program, free when off).
       hand_out: sow `Activated` (static), what penalties on activations read.
-      slots: tokens that the cache of what attention has read has room for; 0 is no cache (static).
-      place: of the one token that is read now, those before it being in the cache; None: whole sequences are read.
+      slots: tokens that the cache of what attention has read has room for; 0 is no cache (static). To a model's `start`
+        and `step`: tokens that may follow; a `Decoder` adds those of the prompt.
+      place: of the one token that is read now, those before it being in the cache; None: whole sequences are read. To a
+        model's `step`: of the token that is asked for, among those that follow.
       position_B: its place in its own row, where prompts of different lengths stand before it.
       seen_BxM: True for the places of the cache that it sees, where those are not all up to its own.
       tail: of h: "kept"; "measured", its `layers.tail.TailStats` sown; or "cut" off and measured (static).

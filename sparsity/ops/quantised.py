@@ -83,7 +83,7 @@ def _packed(q_FxD: np.ndarray) -> np.ndarray:
 def products(x_TxD: jax.Array, copy: Quantised) -> tuple[jax.Array, jax.Array]:
     """Products x . s_i q_i, and an upper bound of x . w_i, both float32 [T, F].
 
-    A bound is infinite where the row or the token has NaN or infinities. Sums are float32.
+    A bound is infinite where the row or the token has NaN or infinities, or the product overflows. Sums are float32.
     """
     x_TxD = x_TxD.astype(jnp.float32)
     if copy.bits == 8:
@@ -100,4 +100,4 @@ def products(x_TxD: jax.Array, copy: Quantised) -> tuple[jax.Array, jax.Array]:
     norm_Tx1 = size_Tx1 * jnp.linalg.norm(unit_TxD, axis=1, keepdims=True)
     vanished = 4 * x_TxD.shape[1] * jnp.finfo(jnp.float32).tiny  # of the products' own terms
     bound_TxF = product_TxF + (norm_Tx1 * copy.error_F + vanished)
-    return product_TxF, jnp.where(jnp.isnan(bound_TxF), jnp.inf, bound_TxF)
+    return product_TxF, jnp.where(jnp.isfinite(bound_TxF), bound_TxF, jnp.inf)

@@ -57,10 +57,14 @@ def gathered_matmul(h: jax.Array, w: jax.Array, capacity: int) -> jax.Array:
 
 
 def whole(x_TxD: jax.Array, w_FxD: jax.Array) -> jax.Array:
-    """The product x W^T [T, F], float32 at least: of the two layouts, a CPU reads W faster for one token in this."""
+    """The product x W^T [T, F], float32 at least: of the two layouts, a CPU reads W faster for one token in this.
+
+    Accelerators would round float32 to fewer bits by default; what `ops.quantised` proves is of float32 sums.
+    """
     wide = jnp.promote_types(jnp.result_type(x_TxD, w_FxD), jnp.float32)
     contracted = (((1,), (1,)), ((), ()))
-    return lax.dot_general(x_TxD.astype(w_FxD.dtype), w_FxD, contracted, preferred_element_type=wide)
+    highest = lax.Precision.HIGHEST
+    return lax.dot_general(x_TxD.astype(w_FxD.dtype), w_FxD, contracted, highest, preferred_element_type=wide)
 
 
 def rows_dot(x_TxD: jax.Array, w_FxD: jax.Array, index_TxK: jax.Array) -> jax.Array:
@@ -73,7 +77,8 @@ def rows_dot(x_TxD: jax.Array, w_FxD: jax.Array, index_TxK: jax.Array) -> jax.Ar
 def weighted_rows(value_TxK: jax.Array, index_TxK: jax.Array, w_FxD: jax.Array) -> jax.Array:
     """Each token's sum of K rows: [T, D] of sum_k value_tk w_i, i = index_tk in 0..F-1, no i twice; float32 at least.
 
-    Every mode of inference that reads some rows of W_o reads them here.
+    Modes of inference that know each token's K rows of W_o read them here. On a TPU XLA gathers them, and may read all
+    of W for it: the kernels of `kernels.gather_tpu`, which would not, are not wired in yet.
     """
     if len(value_TxK) > TOKENS:
         h_TxF = jnp.zeros((len(value_TxK), len(w_FxD)), value_TxK.dtype)
@@ -167,4 +172,4 @@ def _by_take(h_BxF: jax.Array, w: jax.Array, active_F: jax.Array, capacity: int)
     units = active_F.shape[0]
     index = jnp.nonzero(active_F, size=capacity, fill_value=units)[0]
     h_BxK = jnp.take(jnp.pad(h_BxF, ((0, 0), (0, 1))), index, axis=1, mode="clip")
-    return h_BxK @ jnp.take(w, index, axis=0, mode="clip")
+    return h_BxK @ _take(w, index)

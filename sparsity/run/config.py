@@ -71,6 +71,9 @@ class RunConfig:
             raise ValueError(f"seed: must be at least 0, got {self.seed}")
         if self.batch % self.accumulate:
             raise ValueError(f"accumulate: {self.accumulate} does not divide the batch {self.batch}")
+        for field, part in vars(self.model).items():
+            if getattr(part, "inference", None) is not None:
+                raise ValueError(f"model.{field}.inference: it is of decoding alone, see decode.weights.prepared")
         for field in ("names", "during"):
             for name in getattr(self.evals, field):
                 if name not in EVALS:

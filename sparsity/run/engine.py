@@ -132,6 +132,7 @@ class Engine:
             config=dataclasses.replace(self.config.evals, split=split),
             seed=self.config.seed,
             predict_as=lambda model: of(self._predict(model.build(self.config.data.classes))),
+            step=step,
         )
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sparsity.convert import hf
+from sparsity.data.vocabularies import EOS
 from sparsity.decode.generate import make_generate
 from sparsity.layers.sparsify import Context
 from sparsity.train.losses import language
@@ -46,7 +47,7 @@ def test_logits_hidden_states_loss_and_gradients(case):
 def test_greedy_tokens(case):
     _, module, _ = golden.model(case)
     batch, expected = golden.batch(), golden.golden(case)["greedy"]
-    generate = make_generate(module, golden.GENERATED)
+    generate = make_generate(module, golden.GENERATED, EOS)
     got = np.asarray(generate(golden.parameters(case), batch["inputs"], batch["input_segments"]))
     np.testing.assert_array_equal(got, expected)
     assert len(set(got.ravel().tolist())) > 8  # it does not repeat itself

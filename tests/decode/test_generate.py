@@ -150,7 +150,7 @@ def test_no_step_is_run_after_all_rows_have_ended():
             logits = jnp.zeros((len(INPUTS), V)).at[:, token].set(1)
             return logits, {"cache": jnp.zeros(())}
 
-    got = make_generate(Counting(), LENGTH)({}, INPUTS, SEGMENTS)
+    got = make_generate(Counting(), LENGTH, EOS)({}, INPUTS, SEGMENTS)
     jax.effects_barrier()
     np.testing.assert_array_equal(got[:, :3], [[5, EOS, 0]] * len(INPUTS))
     assert len(calls) == 1
@@ -210,11 +210,11 @@ def test_a_step_without_a_cache_is_refused():
 
 def test_no_targets_and_more_than_there_are_positions_for_are_refused():
     module = MODELS["gpt2"].build(V)
-    for make in (make_generate, lambda module, length: make_sample(module, length, Sampling())):
+    for make in (make_generate, lambda module, length, end: make_sample(module, length, Sampling(), end)):
         with pytest.raises(ValueError, match="length"):
-            make(module, 0)
+            make(module, 0, None)
     with pytest.raises(ValueError, match="positions: 35 are too few for sequences of 36 tokens"):
-        make_generate(module, LENGTH + 1)(parameters(MODELS["gpt2"]), INPUTS, SEGMENTS)
+        make_generate(module, LENGTH + 1, None)(parameters(MODELS["gpt2"]), INPUTS, SEGMENTS)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "t5"])

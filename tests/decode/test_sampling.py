@@ -55,6 +55,10 @@ def test_a_nucleus_is_drawn_from_as_if_there_were_nothing_else():
     assert stats.chisquare(found[inside], DRAWS * p[inside] / p[inside].sum()).pvalue > 0.01
 
 
+def test_at_the_smallest_temperature_it_is_the_likeliest():
+    assert (draws(rows=np.arange(64), temperature=1e-39, top_p=0.9) == LOGITS.argmax()).all()
+
+
 def test_a_draw_is_a_function_of_seed_row_and_place():
     rows = [5, 900, 2]
     np.testing.assert_array_equal(draws()[rows], draws(rows=[*rows, 7])[:3])

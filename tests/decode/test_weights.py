@@ -71,6 +71,8 @@ def test_the_mask_is_the_training_path():
     masked, weights = prepared(config, params, DenseMask())
     assert weights is params
     assert masked.mlp == dataclasses.replace(config.mlp, sparsifier=TopK(k=4), inference=DenseMask())
+    with pytest.raises(ValueError, match="thresholds are given, which DenseMask has no use for"):
+        prepared(config, params, DenseMask(), {})
 
 
 @pytest.mark.parametrize(
@@ -87,10 +89,11 @@ def test_decoders_have_the_logits_of_the_training_path(config, mode):
     params = parameters(config)
     single, weights = prepared(config, params, mode)
     train = dataclasses.replace(config, mlp=dataclasses.replace(single.mlp, inference=None))
+    few = TOKENS[:1]  # more would share whole products
     run = jax.jit(
         lambda params, weights: (
-            train.build(V).apply({"params": params}, TOKENS, Context()),
-            single.build(V).apply({"params": weights}, TOKENS, Context(record=True), mutable=[STATS]),
+            train.build(V).apply({"params": params}, few, Context()),
+            single.build(V).apply({"params": weights}, few, Context(record=True), mutable=[STATS]),
         )
     )
     expected, (logits, new) = run(params, weights)
@@ -107,21 +110,40 @@ def test_calibrated_thresholds_cut_the_share_that_is_asked_for():
     single, weights = prepared(config, params, Threshold(capacity=32), least(params, halves))
     _, new = single.build(V).apply({"params": weights}, TOKENS, Context(record=True), mutable=[STATS])
     # The first block reads what it read when thresholds were found.
-    assert new[STATS]["block_0"]["mlp"]["inference"].read.mean() == 16
+    said = new[STATS]["block_0"]["mlp"]["inference"]
+    assert (said.read.mean(), said.recall.mean()) == (16, pytest.approx(0.5))
+    assert not said.certified.any()
     with pytest.raises(ValueError, match="Threshold of Silu: it has no zeros, and no thresholds are given"):
         prepared(config, params, Threshold(capacity=32))
     with pytest.raises(ValueError, match="these thresholds are of a product with a gate"):
         prepared(llama(Silu(), gate=Silu()), params, Threshold(capacity=32), least(params, halves))
 
 
+def test_thresholds_of_some_layers_or_of_none_are_refused_by_name():
+    config = llama(Relu())  # whose zeros would do without
+    mlp = {"wi": {}, "wo": {"kernel": np.zeros((32, 16))}}
+    params = {f"block_{i}": {"mlp": mlp} for i in range(2)}
+    first, second = least(params, dict.fromkeys(layers_of(params), 1.0)).values()
+    for given, message in (
+        ({"block_0": first}, "no thresholds are given of block_1/mlp"),
+        ({"block_0": first, "blok_1": second}, 'of "blok_1/mlp", which is no MLP; did you mean "block_1/mlp"'),
+        ({"block_0": first, "block_1": {"mlp": {"leest": 1.0}}}, 'called "least" or "least_activation", not "leest"'),
+    ):
+        with pytest.raises(ValueError, match=f"^inference: .*{message}"):
+            prepared(config, params, Threshold(capacity=32), given)
+
+
 def test_thresholds_of_stacked_layers_are_dealt_out():
     config = t5(Silu())
     params = parameters(config)
     dealt = {name: i for i, name in enumerate(layers_of(params))}
-    _, weights = prepared(config, params, Threshold(capacity=32), least(params, dealt))
+    given = least(params, dealt)
+    _, weights = prepared(config, params, Threshold(capacity=32), given)
     for i in range(2):
         got = weights["decoder"][f"layers_{i}"]["mlp"]["least"]
         np.testing.assert_array_equal(got, np.full(32, dealt[f"decoder_{i}"], np.float32))
+    with pytest.raises(ValueError, match="no thresholds are given of decoder/layers_0/mlp"):
+        prepared(config, params, Threshold(capacity=32), {"encoder": given["encoder"]})
 
 
 def test_a_model_that_does_not_decode_is_refused():

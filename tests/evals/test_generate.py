@@ -1,5 +1,6 @@
 import dataclasses
 import re
+import types
 
 import flax
 import jax
@@ -21,10 +22,11 @@ from sparsity.layers.sparsify import Context
 from sparsity.models.bert import BERTConfig
 from sparsity.models.gpt2 import GPT2Config
 from sparsity.models.t5 import T5Config
-from sparsity.ops.sparsifiers import Relu
+from sparsity.ops.sparsifiers import Relu, TopK
 from sparsity.run import Engine, run_config
 
 GPT2 = GPT2Config(MLPConfig(8, Relu()), d_model=8, layers=1, heads=2, positions=12)
+ANNEALED = dataclasses.replace(GPT2, mlp=MLPConfig(32, TopK(k=1, anneal=10)))
 T5 = T5Config(mlp=MLPConfig(8, Relu(), use_bias=False), d_model=8, layers=1, heads=2, head_dim=4)
 
 
@@ -59,11 +61,12 @@ def prompts(tmp_path):
 
 
 def test_a_gpt_2_continues_each_line_of_the_file_as_whole_forward_passes_do(prompts):
-    lines = ("ab", "a äc", "b")
-    subject = subject_of(GPT2, Text(length=12), prompts(*lines), batch=2, devices=2, length=4)
-    result = generate(subject)
-    module, found = GPT2.build(256), result.arrays["generated"]
-    apply = jax.jit(lambda x: module.apply({"params": subject.params}, x, Context()))
+    lines, step = ("ab", "a äc", "b"), 8  # of 10 over which k falls: 7 units of 32 are kept
+    subject = subject_of(ANNEALED, Text(length=12), prompts(*lines), batch=2, devices=2, length=4)
+    result = generate(dataclasses.replace(subject, step=step))
+    module, found = ANNEALED.build(256), result.arrays["generated"]
+    assert generate(subject).arrays["generated"] != found, "k that hardly matters shows nothing"
+    apply = jax.jit(lambda x: module.apply({"params": subject.params}, x, Context(step=step)))
     assert [one["prompt"] for one in found] == list(lines)
     for line, one in zip(lines, found, strict=True):
         row = np.zeros((1, 12), np.int32)
@@ -87,6 +90,8 @@ def test_what_is_drawn_is_a_function_of_seed_and_line_whatever_the_batch(prompts
     ]
     first = said(batch=3)
     assert said(batch=2) == said(batch=4, devices=2, seed=3) == first  # the run's seed is 3
+    large = dataclasses.replace(subject_of(GPT2, source, path, batch=3, **settings), seed=2**32 + 3)
+    assert [g["tokens"] for g in generate(large).arrays["generated"]] == first
     assert said(batch=3, seed=4) != first
 
 
@@ -97,7 +102,7 @@ class Says:
     scan = False
 
     def __init__(self, *tokens):
-        self.tokens, self.read = jnp.array(tokens), []
+        self.tokens, self.read, self.traced = jnp.array(tokens), [], 0
 
     def build(self, classes):
         return self
@@ -105,6 +110,7 @@ class Says:
     def apply(self, variables, *args, method, mutable):
         place = 0
         if method == "start":
+            self.traced += 1
             jax.debug.callback(lambda x, s: self.read.append((x, s)), args[0], args[1])
         else:
             place = args[2].place
@@ -127,6 +133,8 @@ def test_sentinels_are_read_from_the_prompt_and_written_into_the_text(prompts):
         assert one["tokens"] == (383, 3 + ord("x"), 382, 3 + ord("y"), EOS)
         assert one["text"] == "<extra_id_0>x<extra_id_1>y"
     assert {m.name: m.value for m in result.measures} == {"generate.tokens": 5, "generate.ended": 1}
+    generate(dataclasses.replace(subject, model=model, step=9))
+    assert model.traced == 1, "another evaluation of a run compiles nothing"
 
 
 def test_a_t5_says_something(prompts):
@@ -144,6 +152,7 @@ def test_of_bytes_that_are_sentinels_too_those_that_are_due_are_sentinels():
     assert text_of(tokens[:3], byt5, spans=False) == "\ufffdü"
 
 
+GAPS = types.SimpleNamespace(classes=97, inputs=Text(length=12).inputs, vocabulary=Text.vocabulary)
 BERT = BERTConfig(MLPConfig(8, Relu()), d_model=8, layers=1, heads=2, positions=12)
 TEXT, SPANS = Text(length=12), SpanCorruption(length=16)
 TOO_FEW = "positions: 12 are too few for sequences of 13 tokens"
@@ -157,6 +166,7 @@ REFUSED = {
     ),
     "mock": (GPT2, TEXT.mock(), ["a"], r"evals\.names: .* text; MockText has no vocabulary to read it with"),
     "bert": (BERT, MaskedText(length=12), ["a"], r"evals\.names: .* gpt2, llama or t5; BERTConfig says no tokens"),
+    "no such row": (GPT2, GAPS, ["A", "Aa"], r"evals\.prompts: line 2 has token 97, and the model's are 0\.\.96"),
     "sentinel": (
         *(T5, SPANS, ["<extra_id_0>", "a <extra_id_125>"]),
         r"evals\.prompts: line 2 has <extra_id_125>, and the last of the vocabulary is <extra_id_124>",

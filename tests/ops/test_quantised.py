@@ -76,3 +76,9 @@ def test_rows_and_tokens_that_are_not_finite_have_no_bound():
     assert (bound[:, [4, 9]] == np.inf).all()
     assert (bound[1:] == np.inf).all()
     assert np.isfinite(np.delete(bound[0], [4, 9])).all()
+
+
+def test_products_that_overflow_have_no_bound():
+    w, x = (RNG.normal(size=s).astype(np.float32) * np.float32(z) for s, z in (((F, D), 1e36), ((4, D), 1e3)))
+    bound = np.asarray(found(x, quantise(w, 8))[1])
+    assert (x.astype(np.float64) @ w.astype(np.float64).T <= bound).all()

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sparsity.ops import sparse_matmul
-from sparsity.ops.sparse_matmul import active_units, gathered_matmul, rows_dot, weighted_rows
+from sparsity.ops.sparse_matmul import active_units, gathered_matmul, rows_dot, weighted_rows, whole
 
 F, D = 131, 40  # no multiple of the rows of a step
 product = jax.jit(gathered_matmul, static_argnums=2)
@@ -140,6 +140,12 @@ def test_accelerators_get_a_gather_and_no_sort(platform):
     text = product.trace(jnp.ones((2, 256)), jnp.ones((256, 384)), 64).lower(lowering_platforms=(platform,)).as_text()
     assert re.search(r"stablehlo.gather.*tensor<64x384xf32>", text)
     assert not re.search(r"\b(stablehlo|chlo)\.(sort|top_k|while)", text)
+
+
+def test_whole_products_of_float32_are_rounded_to_fewer_bits_on_no_device():
+    eqns = jax.make_jaxpr(whole)(jnp.ones((1, 3)), jnp.ones((2, 3))).eqns
+    (dot,) = (eqn for eqn in eqns if eqn.primitive.name == "dot_general")
+    assert set(dot.params["precision"]) == {jax.lax.Precision.HIGHEST}
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 12])

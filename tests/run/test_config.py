@@ -41,6 +41,7 @@ def test_choosing_another_sparsifier_by_name_drops_the_settings_of_the_former(ti
         ({"evals.names": ("acuracy",)}, 'config.evals.names: unknown evaluator "acuracy"; did you mean "accuracy"?'),
         ({"evals.during": ("calibratio",)}, 'config.evals.during: unknown evaluator "calibratio"; did you mean'),
         ({"evals.during": ("language",)}, "config.evals.during: language scores language, and the model's task is"),
+        ({"model.mlp.inference": {"name": "dense"}}, "config.model.mlp.inference: it is of decoding alone, see"),
         ({"accumulate": 5}, "config.accumulate: 5 does not divide the batch 32"),
         ({"steps": 0}, "config.steps: must be at least 1"),
         ({"name": "a/b"}, "config.name: letters, digits"),

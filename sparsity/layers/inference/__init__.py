@@ -12,7 +12,8 @@
 Of a gated MLP, the gate's matrix is read like the second one. Every mode computes what training does, but for the order
 of summation; `low_rank`, `top_k` of method approx, thresholds found beforehand and a `quantized_search` that may not
 fall back are approximations, and `Inference.diagnose` measures them. W must be finite: rows that are not read cannot
-make an output NaN. `decode.weights.prepared` lays a checkpoint's weights out for a mode, once.
+make an output NaN. In all modes more than `ops.sparse_matmul.TOKENS` tokens at once, as of a prompt, share whole
+products, and nothing is searched for. `decode.weights.prepared` lays a checkpoint's weights out for a mode, once.
 """
 
 from sparsity.layers.inference.base import Inference

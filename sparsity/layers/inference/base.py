@@ -25,8 +25,9 @@ class Diagnosis:
 
     Attributes:
       candidates: units whose pre-activation is computed exactly.
-      read: rows of W_o that are read.
-      recall: share of the units that the sparsifier keeps, and that are not zero, which are read; 1 if there are none.
+      read: rows of W_o that are needed; where `capacity` of them are gathered at once, as `Threshold` does of gated
+        MLPs and off CPUs, so many are read.
+      recall: share of the units that the sparsifier keeps, and that are not zero, which are used; 1 if there are none.
       needed: the least number of candidates with which recall is 1.
       certified: it is proven that recall is 1.
     """
@@ -72,8 +73,20 @@ class Inference:
         return rows_of(params, dtype)
 
     def __call__(self, weights: Weights, x_TxD: jax.Array, mlp: MLPConfig, dtype: str) -> jax.Array:
-        """The MLP's output [T, D] of tokens [T, D]."""
+        """The MLP's output [T, D] of a few tokens [T, D]."""
         raise NotImplementedError
+
+    def activated(self, weights: Weights, x_TxD: jax.Array, mlp: MLPConfig, dtype: str) -> jax.Array:
+        """phi(z) of all units [T, F], as the mode would have it if it missed none."""
+        return mlp.sparsifier(linear(weights["wi"], x_TxD, dtype))
+
+    def together(self, weights: Weights, x_TxD: jax.Array, mlp: MLPConfig, dtype: str) -> jax.Array:
+        """The output [T, D] of more tokens than `ops.sparse_matmul.TOKENS`, as of a prompt.
+
+        They need most rows between them: nothing is searched or gathered, and they share a product with each matrix.
+        """
+        h_TxF = self.activated(weights, x_TxD, mlp, dtype)
+        return output(all_rows(weights, x_TxD, h_TxF, mlp, dtype), weights, dtype)
 
     def diagnose(self, weights: Weights, x_TxD: jax.Array, mlp: MLPConfig, dtype: str) -> Diagnosis:
         """What `__call__` does with these tokens, one at a time; found by whole products, which takes longer."""
@@ -111,13 +124,13 @@ def rows_of(params: Weights, dtype: str) -> dict[str, dict[str, jax.Array]]:
 
 def linear(layer: Layer, x_TxD: jax.Array, dtype: str) -> jax.Array:
     """Pre-activations [T, F], rounded as training's are."""
-    return _biased(whole(x_TxD, layer["rows"]).astype(dtype), layer)
+    return _biased(rounded(whole(x_TxD, layer["rows"]), dtype), layer.get("bias"))
 
 
 def linear_at(layer: Layer, x_TxD: jax.Array, index_TxK: jax.Array, dtype: str) -> jax.Array:
     """Pre-activations [T, K] of some units of each token, their rows alone being read."""
-    z_TxK = rows_dot(x_TxD, layer["rows"], index_TxK).astype(dtype)
-    return z_TxK + jnp.take(layer["bias"], index_TxK, mode="clip") if "bias" in layer else z_TxK
+    bias_TxK = jnp.take(layer["bias"], index_TxK, mode="clip") if "bias" in layer else None
+    return _biased(rounded(rows_dot(x_TxD, layer["rows"], index_TxK), dtype), bias_TxK)
 
 
 def kept_rows(
@@ -147,23 +160,25 @@ def active_rows(
         h_TxC = take(jnp.pad(h_TxF, ((0, 0), (0, 1))), 1) * _opened(mlp, linear(gate, x_TxD, dtype))
         return h_TxC.astype(rows_FxD.dtype) @ take(weights["wo"]["rows"])
 
-    def dense(weights, x_TxD, h_TxF):
-        h_TxF = h_TxF * _opened(mlp, linear(weights["wi_gate"], x_TxD, dtype))
-        return h_TxF.astype(rows_FxD.dtype) @ weights["wo"]["rows"]
-
+    dense = lambda weights, x_TxD, h_TxF: all_rows(weights, x_TxD, h_TxF, mlp, dtype)
     fits = jnp.sum(jnp.any(h_TxF != 0, axis=0)) <= capacity
     return output(jax.lax.cond(fits, gathered, dense, weights, x_TxD, h_TxF), weights, dtype)
 
 
-def activations(weights: Weights, x_TxD: jax.Array, mlp: MLPConfig, dtype: str) -> jax.Array:
-    """All activations [T, F], the gate's matrix read whole."""
-    h_TxF = mlp.sparsifier(linear(weights["wi"], x_TxD, dtype))
+def all_rows(weights: Weights, x_TxD: jax.Array, h_TxF: jax.Array, mlp: MLPConfig, dtype: str) -> jax.Array:
+    """Sums over all units [T, D] of phi(z) [T, F], [times the gate,] times W_o."""
+    rows_FxD = weights["wo"]["rows"]
+    return gated(weights, x_TxD, h_TxF, mlp, dtype).astype(rows_FxD.dtype) @ rows_FxD
+
+
+def gated(weights: Weights, x_TxD: jax.Array, h_TxF: jax.Array, mlp: MLPConfig, dtype: str) -> jax.Array:
+    """phi(z) [T, F] of all units times the gate, if there is one; its matrix is read whole."""
     return h_TxF * _opened(mlp, linear(weights["wi_gate"], x_TxD, dtype)) if mlp.gated else h_TxF
 
 
 def output(y_TxD: jax.Array, weights: Weights, dtype: str) -> jax.Array:
     """Sums over units as what the MLP writes: rounded, its bias added."""
-    return _biased(y_TxD.astype(dtype), weights["wo"])
+    return _biased(y_TxD.astype(dtype), weights["wo"].get("bias"))
 
 
 def poisoned(y_TxD: jax.Array, z_TxF: jax.Array) -> jax.Array:
@@ -171,8 +186,19 @@ def poisoned(y_TxD: jax.Array, z_TxF: jax.Array) -> jax.Array:
     return jnp.where(jnp.isnan(z_TxF).any(-1, keepdims=True), jnp.nan, y_TxD)
 
 
-def _biased(z: jax.Array, layer: Layer) -> jax.Array:
-    return z + layer["bias"] if "bias" in layer else z
+def rounded(z: jax.Array, dtype: Any) -> jax.Array:
+    """`z` in the compute dtype, rounded whatever is done with it: of a cast there and back XLA may do neither."""
+    if z.dtype == dtype:
+        return z
+    info = jnp.finfo(dtype)
+    return jax.lax.reduce_precision(z, info.nexp, info.nmant).astype(dtype)
+
+
+def _biased(z: jax.Array, bias: jax.Array | None) -> jax.Array:
+    if bias is None:
+        return z
+    wide = jnp.promote_types(z.dtype, jnp.float32)
+    return rounded(z.astype(wide) + bias.astype(wide), z.dtype)
 
 
 def _opened(mlp: MLPConfig, u: jax.Array) -> jax.Array:

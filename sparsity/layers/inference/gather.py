@@ -50,6 +50,9 @@ class GatherOut(Inference):
         capacity = min(mlp.d_ff, SPARE * sparsifier.k * len(x_TxD))
         return active_rows(weights, x_TxD, sparsifier(z_TxF), capacity, mlp, dtype)
 
+    def activated(self, weights, x_TxD, mlp, dtype):
+        return self._as_asked(mlp)(linear(weights["wi"], x_TxD, dtype))
+
     def diagnose(self, weights, x_TxD, mlp, dtype):
         z_TxF = linear(weights["wi"], x_TxD, dtype)
         trained, asked = mlp.sparsifier, self._as_asked(mlp)

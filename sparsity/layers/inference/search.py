@@ -153,8 +153,8 @@ class QuantizedSearch(_Search):
         return out | {"copy": quantised.quantise(np.asarray(out["wi"]["rows"]), self.bits)}
 
     def score(self, weights, x_TxD, dtype):
-        bound_TxF = quantised.products(x_TxD, weights["copy"])[1].astype(dtype)
-        return bound_TxF + weights["wi"]["bias"] if "bias" in weights["wi"] else bound_TxF
+        bound_TxF = _bounding(quantised.products(x_TxD, weights["copy"])[1], dtype)
+        return _bounding(bound_TxF + weights["wi"]["bias"], dtype) if "bias" in weights["wi"] else bound_TxF
 
     def __call__(self, weights, x_TxD, mlp, dtype):
         found = self.find(weights, x_TxD, mlp, dtype)
@@ -194,6 +194,12 @@ class QuantizedSearch(_Search):
             return found._replace(h_TxK=h_TxK, index_TxK=index_TxK, broken_T=jnp.isnan(z_TxF).any(-1))
 
         return find
+
+
+def _bounding(bound: jax.Array, dtype: str) -> jax.Array:
+    """What is no less than the bound, float32, nor than it rounded to `dtype`: compilers round z, or leave it out."""
+    info = jnp.finfo(dtype)
+    return jnp.maximum(bound, jax.lax.reduce_precision(bound, info.nexp, info.nmant))
 
 
 def _written(found: Found, weights: Weights, x_TxD: jax.Array, mlp: MLPConfig, dtype: str) -> jax.Array:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 
-from sparsity.layers.inference.base import Diagnosis, Inference, active_rows, elementwise_gate, linear
+from sparsity.layers.inference.base import Diagnosis, Inference, Weights, active_rows, elementwise_gate
+from sparsity.layers.inference.gather import recall
 from sparsity.ops.top_k import kept_count
 
 
@@ -21,8 +23,8 @@ class Threshold(Inference):
     before the product.
 
     Attributes:
-      capacity: units that may be active, in any of the tokens read at a time; with more, both products are dense, and
-        exact. Choose the number at which that is as fast.
+      capacity: units that may be active, in any of the few tokens read at a time; with more, both products are dense,
+        and exact. Choose the number at which that is as fast.
     """
 
     capacity: int
@@ -46,16 +48,23 @@ class Threshold(Inference):
         return out if least_F is None else out | {"least": jnp.asarray(least_F, jnp.float32)}
 
     def __call__(self, weights, x_TxD, mlp, dtype):
-        return active_rows(weights, x_TxD, self._activations(weights, x_TxD, mlp, dtype), self.capacity, mlp, dtype)
+        return active_rows(weights, x_TxD, self.activated(weights, x_TxD, mlp, dtype), self.capacity, mlp, dtype)
+
+    def activated(self, weights, x_TxD, mlp, dtype):
+        return _cut(super().activated(weights, x_TxD, mlp, dtype), weights)
 
     def diagnose(self, weights, x_TxD, mlp, dtype):
-        count_T = kept_count(self._activations(weights, x_TxD, mlp, dtype))
-        full_T, one_T = jnp.full_like(count_T, mlp.d_ff), jnp.ones(len(x_TxD))
-        return Diagnosis(full_T, jnp.where(count_T > self.capacity, full_T, count_T), one_T, full_T, one_T > 0)
+        whole_TxF = super().activated(weights, x_TxD, mlp, dtype)
+        h_TxF = _cut(whole_TxF, weights)
+        count_T, recall_T = kept_count(h_TxF), recall(whole_TxF != 0, h_TxF != 0)
+        full_T = jnp.full_like(count_T, mlp.d_ff)
+        read_T = jnp.where(count_T > self.capacity, full_T, count_T)
+        return Diagnosis(full_T, read_T, recall_T, full_T, recall_T == 1)
 
-    def _activations(self, weights, x_TxD, mlp, dtype):
-        h_TxF = mlp.sparsifier(linear(weights["wi"], x_TxD, dtype))
-        if "least" not in weights:
-            return h_TxF
-        # Written so that NaN is kept.
-        return jnp.where(jnp.abs(h_TxF).astype(jnp.float32) < weights["least"], 0, h_TxF)
+
+def _cut(h_TxF: jax.Array, weights: Weights) -> jax.Array:
+    """phi(z) without what is below the thresholds, if there are any."""
+    if "least" not in weights:
+        return h_TxF
+    # Written so that NaN is kept.
+    return jnp.where(jnp.abs(h_TxF).astype(jnp.float32) < weights["least"], 0, h_TxF)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from sparsity.layers.inference.base import Inference, activations, held, output
+from sparsity.layers.inference.base import Inference, gated, held, output
 from sparsity.ops.sparse_matmul import whole
 
 
@@ -25,8 +25,11 @@ class Dense(Inference):
         return out | {"wo": {"columns": held(jnp.asarray(params["wo"]["kernel"]).T, dtype)} | bias}
 
     def __call__(self, weights, x_TxD, mlp, dtype):
-        h_TxF = activations(weights, x_TxD, mlp, dtype)
+        h_TxF = gated(weights, x_TxD, self.activated(weights, x_TxD, mlp, dtype), mlp, dtype)
         return output(whole(h_TxF, weights["wo"]["columns"]), weights, dtype)
+
+    def together(self, weights, x_TxD, mlp, dtype):
+        return self(weights, x_TxD, mlp, dtype)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -103,10 +103,14 @@ def test_of_a_gated_mlp_the_gates_rows_are_gathered_too(capacity):
 
 def test_many_tokens_share_one_product():
     x = jnp.asarray(RNG.integers(-3, 4, (1, 12, D)), jnp.float32)
-    modes = {"gather_out": GatherOut(), "group": GatherOut("group"), "8 bits": SEARCHES["8 bits"]}
+    # A search that would miss most units of a token alone.
+    blind = LowRank(rank=1, candidates=K)
+    modes = {"dense": Dense(), "gather_out": GatherOut(), "group": GatherOut("group"), "low_rank": blind}
     expected, found = outputs(MLPConfig(F, TopK(k=K), gated=True, use_bias=False), modes, x=x)
     other = found.pop("group")
     check(expected, found)
+    few = outputs(MLPConfig(F, TopK(k=K), gated=True, use_bias=False), {"low_rank": blind}, x=x[:, :8])
+    assert not np.allclose(few[1]["low_rank"], few[0])
     assert not np.allclose(other, expected)
     check(outputs(MLPConfig(F, TopK(k=K, method="group"), gated=True, use_bias=False), {}, x=x)[0], {"group": other})
 
@@ -133,6 +137,8 @@ def test_thresholds_found_beforehand_cut_the_tail_that_the_training_path_does():
         module, weights = in_mode(Threshold(capacity), config, params, least=least)
         y = module.apply({"params": weights}, X, Context())
         np.testing.assert_allclose(y, cut, rtol=2e-6, atol=2e-6 * np.abs(cut).max())
+        together = module.apply({"params": weights}, jnp.tile(X, (3, 1, 1)), Context())
+        np.testing.assert_allclose(together, jnp.tile(cut, (3, 1, 1)), rtol=2e-6, atol=2e-6 * np.abs(cut).max())
     assert not np.allclose(cut, plain.apply({"params": params}, X, Context()), rtol=0.1)
 
 

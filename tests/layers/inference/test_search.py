@@ -18,9 +18,9 @@ def top_sets(h, k):
     return [set(np.argsort(-row, kind="stable")[:k].tolist()) for row in h]
 
 
-def weights_of(mode, w, bias, config):
+def weights_of(mode, w, bias, config, dtype="float32"):
     params = {"wi": {"kernel": w.T, "bias": bias}, "wo": {"kernel": jnp.eye(F)}}
-    return mode.lay_out(params, config, "float32")
+    return mode.lay_out(params, config, dtype)
 
 
 def near_ties(step):
@@ -31,20 +31,20 @@ def near_ties(step):
     return w.astype(np.float32), RNG.integers(-50, 51, F // 2).repeat(2).astype(np.float32)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-def test_what_is_certified_is_the_exact_top_k(bits):
+@pytest.mark.parametrize(("bits", "dtype"), [(8, "float32"), (4, "float32"), (8, "bfloat16")])
+def test_what_is_certified_is_the_exact_top_k(bits, dtype):
     config = MLPConfig(F, TopK(k=K))
     mode = QuantizedSearch(bits=bits, candidates={8: 8, 4: 10}[bits], fallback=False)
-    find = jax.jit(
-        lambda weights, x: (mode.find(weights, x, config, "float32"), mode.diagnose(weights, x, config, "float32"))
-    )
-    shares = []
+    find = jax.jit(lambda weights, x: (mode.find(weights, x, config, dtype), mode.diagnose(weights, x, config, dtype)))
+    rounded, shares = lambda z: np.asarray(jnp.asarray(z, dtype), np.float64), []
     for step, spread in ((0, 40), (1, 40), (1, 1), (3, 40)):
         w, bias = near_ties(step)
         x = RNG.integers(-spread, spread + 1, (T, D)).astype(np.float32)
         x[0] = 0  # all is bias
-        z = np.maximum(x.astype(np.float64) @ w.astype(np.float64).T + bias, 0)
-        found, said = find(weights_of(mode, w, bias, config), x)
+        if step == 0:
+            bias[:] = 7  # and all ties: of this token nothing is proven
+        z = np.maximum(rounded(rounded(x.astype(np.float64) @ w.astype(np.float64).T) + bias), 0)
+        found, said = find(weights_of(mode, w, bias, config, dtype), jnp.asarray(x, dtype))
         certified = np.asarray(said.certified)
         shares.append(certified.mean())
         for t in np.flatnonzero(certified):
