@@ -1,23 +1,19 @@
 import dataclasses
 import functools
 
-import flax
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sparsity.data.mock import MockText
-from sparsity.evals.predict import make_predict
 from sparsity.evals.quantiles import HALVINGS, least, quantiles
-from sparsity.evals.result import EvalConfig, Subject
+from sparsity.evals.result import EvalConfig
 from sparsity.layers.mlp import MLPConfig
 from sparsity.layers.sparsify import ACTIVATIONS, Context
 from sparsity.layers.tail import LEAST_ACTIVATION
 from sparsity.models.llama import LlamaConfig
 from sparsity.ops.sparsifiers import Relu, Silu
-from sparsity.spmd import MeshConfig, make_mesh
-from sparsity.train.losses import language
+from tests.evals.languages import language_subject, predict_of
 
 SOURCE = MockText(length=6, classes=11)
 LAYERS = ("block_0", "block_1")
@@ -25,33 +21,14 @@ LAYERS = ("block_0", "block_1")
 
 @functools.cache
 def network(sparsifier, gate):
-    """(settings, module, predictions): those with other parameters are compiled once."""
+    """(settings, predictions): those with other parameters are compiled once."""
     mlp = MLPConfig(32, sparsifier, gated=True, use_bias=False, init="gpt2", gate=gate)
     model = LlamaConfig(mlp=mlp, d_model=8, layers=2, heads=2)
-    module = model.build(SOURCE.classes)
-    mesh = make_mesh(MeshConfig(1, 1), jax.devices()[:1])
-    return model, module, make_predict(module, model.inputs, language, mesh, 16, keep_outputs=False)
+    return model, predict_of(SOURCE, model)
 
 
 def subject_of(sparsifier, gate=None, split="test", broken=False, shares=(0.5, 0.9)):
-    model, module, predict = network(sparsifier, gate)
-    tokens = np.zeros((1, SOURCE.length), np.int32)
-    shapes = flax.core.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), tokens, Context()))
-    rng = np.random.default_rng(0)
-    variables = jax.tree.map(lambda p: rng.normal(0, 0.5, p.shape).astype(p.dtype), shapes)
-    if broken:
-        variables["params"]["embedding"][:] = np.nan
-    return Subject(
-        predict=lambda arrays, **settings: predict(variables, arrays, **settings),
-        source=SOURCE,
-        load=SOURCE.load,
-        model=model,
-        params=variables["params"],
-        mesh=None,
-        noise=None,
-        config=EvalConfig(names=(), split=split, shares=shares),
-        seed=0,
-    )
+    return language_subject(SOURCE, *network(sparsifier, gate), broken, split=split, shares=shares)
 
 
 def activations(subject, split):

@@ -1,21 +1,17 @@
 import dataclasses
 
-import flax
 import jax
 import numpy as np
 import pytest
 
 from sparsity.data.span_corruption import SpanCorruption
-from sparsity.evals.predict import make_predict
-from sparsity.evals.result import EvalConfig, Subject
+from sparsity.evals.result import EvalConfig
 from sparsity.evals.thresholds import NONE, least, threshold, thresholds
 from sparsity.layers.mlp import MLPConfig
-from sparsity.layers.sparsify import Context
 from sparsity.layers.tail import LEAST
 from sparsity.models.t5 import T5Config
 from sparsity.ops.sparsifiers import GeluTanh, Relu
-from sparsity.spmd import MeshConfig, make_mesh
-from sparsity.train.losses import language
+from tests.evals.languages import language_subject, predict_of
 
 
 def config(sparsifier, gated, scan=True):
@@ -29,27 +25,7 @@ def source():
 
 
 def subject_of(source, model, rises=(0.01,), broken=False):
-    mesh = make_mesh(MeshConfig(1, 1), jax.devices()[:1])
-    module = model.build(source.classes)
-    predict = make_predict(module, model.inputs, language, mesh, 16, keep_outputs=False)
-    inputs = [np.zeros((1, *source.inputs[name].shape), np.int32) for name in model.inputs]
-    shapes = flax.core.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), *inputs, Context()))
-    rng = np.random.default_rng(0)
-    # Large enough that a cut costs something.
-    variables = jax.tree.map(lambda p: rng.normal(0, 0.5, p.shape).astype(p.dtype), shapes)
-    if broken:
-        variables["params"]["embedding"][:] = np.nan
-    return Subject(
-        predict=lambda arrays, **settings: predict(variables, arrays, **settings),
-        source=source,
-        load=source.load,
-        model=model,
-        params=variables["params"],
-        mesh=mesh,
-        noise=None,
-        config=EvalConfig(names=(), rises=rises),
-        seed=0,
-    )
+    return language_subject(source, model, predict_of(source, model), broken, rises=rises)
 
 
 @pytest.fixture(scope="module")
