@@ -40,7 +40,7 @@ MODELS = {
     ),
     # Both versions of it are compared with torch in tests/convert/test_golden_t5.py.
     "t5": T5Config(
-        mlp=MLPConfig(32, Relu(), use_bias=False),
+        mlp=MLPConfig(32, TopK(k=4), use_bias=False),
         d_model=16,
         layers=2,
         decoder_layers=3,
@@ -128,10 +128,11 @@ def test_each_step_has_the_logits_of_the_whole_pass():
     said = np.pad(targets[:, :-1], ((0, 0), (1, 0)))
     apply = jax.jit(functools.partial(module.apply, mutable=["cache"]), static_argnames="method")
     whole, _ = apply({"params": params}, INPUTS, said, SEGMENTS, np.ones_like(said), Context())
+    largest = np.abs(whole).max()  # 3.6: matrices are drawn larger than usual
     ctx = Context(slots=LENGTH)
     logits, kept = apply({"params": params}, INPUTS, SEGMENTS, ctx, method="start")
     for t in range(LENGTH):
-        np.testing.assert_allclose(logits, whole[:, t], rtol=1e-4, atol=1e-4)  # of matrices larger than usual
+        np.testing.assert_allclose(logits, whole[:, t], rtol=0, atol=1e-5 * largest)
         if t + 1 < LENGTH:
             at = ctx.replace(place=jnp.int32(t + 1))
             logits, kept = apply({"params": params, **kept}, said[:, t + 1], SEGMENTS, at, method="step")
