@@ -4,7 +4,7 @@ Claim: L15 (the trajectory of that layer's nonzero share changes most, other lay
 Command: python -m launch.reproduce --study=li2022/t5_no_skip --workdir=runs/li2022
 One run: python -m launch.train --config=configs/li2022/t5_no_skip.py:without --workdir=runs/one
 (`with` has them all; `paper/without` at the paper's scale.)
-Hardware: 2 CPU cores, 6 runs, 3 of them `t5_scale`'s: 25 minutes for all, two at a time, beside other work. At the
+Hardware: 2 CPU cores, 6 runs, 3 of them `t5_scale`'s: 26 minutes for all, two at a time, beside other work. At the
 paper's scale 2 runs of 100,000 steps on a TPU slice.
 Expected: paper: encoder layer 6 of 24 takes another course, the others change much less; 1.6% less accuracy.
 assumed: (embedded) the network of `t5_prevalence` with 8 layers, without the connection around encoder layer 2.

@@ -36,6 +36,12 @@ def measured(run: Record | RunView, name: str) -> float:
     return next((m.value for m in run.outcome.measures if m.name == name), math.nan)
 
 
+def each_layer(run: Record | RunView, prefix: str = "nonzero.") -> np.ndarray:
+    """The final measures whose names begin like this, layer by layer [layers]; one NaN for a run that diverged."""
+    found = [m.value for m in run.outcome.measures if m.name.startswith(prefix) and m.name != f"{prefix}mean"]
+    return np.array(found or [math.nan])
+
+
 @functools.lru_cache(maxsize=4096)
 def _metrics(path: Any) -> list[dict[str, Any]]:
     return read_metrics(path)

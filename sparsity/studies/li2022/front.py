@@ -24,14 +24,13 @@ from sparsity.studies.li2022.methods import (
     Table,
     arm_of,
     by_arm,
-    by_layer,
     bytes_read,
     of_method,
     share,
     worst,
     worst_layer,
 )
-from sparsity.studies.records import Run, finished, mean_over, measured, percent, standard_error
+from sparsity.studies.records import Run, each_layer, finished, mean_over, measured, percent, standard_error
 from sparsity.studies.runner import Record, Row, Study
 
 LEARNS = {VIT: vits.LEARNS, T5: t5s.LEARNS}
@@ -225,7 +224,7 @@ def _sparse(model: str) -> Callable[[Table], Pairs | str]:
 def _unlike(a: Record, b: Record) -> float:
     """By how much the share of nonzeros is another than that of `b`, over that; the largest over layers."""
     with np.errstate(divide="ignore", invalid="ignore"):  # a layer without any: no evidence
-        return float(np.max(np.abs(by_layer(a) / by_layer(b) - 1)))
+        return float(np.max(np.abs(each_layer(a) / each_layer(b) - 1)))
 
 
 def _gap(value: Callable[[Record], float]) -> Callable[[Record, Record], float]:

@@ -10,7 +10,7 @@ import numpy as np
 from sparsity.studies.draw import RunView
 from sparsity.studies.judge import Effect
 from sparsity.studies.li2022.vits import config_of
-from sparsity.studies.records import Run, measured
+from sparsity.studies.records import Run, each_layer, measured
 from sparsity.studies.runner import Record
 
 VIT, T5 = "vit", "t5"
@@ -76,15 +76,9 @@ def share(run: Record | RunView) -> float:
     return measured(run, "nonzero.mean")
 
 
-def by_layer(run: Record | RunView) -> np.ndarray:
-    """The same of each layer [layers]; one NaN for a run that diverged."""
-    found = [m.value for m in run.outcome.measures if m.name.startswith("nonzero.") and m.name != "nonzero.mean"]
-    return np.array(found or [np.nan])
-
-
 def worst_layer(run: Record | RunView) -> float:
     """The same of the densest layer; NaN for a run that diverged."""
-    return float(np.max(by_layer(run)))
+    return float(np.max(each_layer(run)))
 
 
 def bytes_read(density: float) -> float:

@@ -22,6 +22,7 @@ from sparsity.studies.judge import Claim, Effect
 from sparsity.studies.records import (
     Run,
     across,
+    each_layer,
     finished,
     grid_by,
     mean_over,
@@ -61,12 +62,6 @@ def by_arm(runs: Mapping[str, Run]) -> dict[str, dict[int, Run]]:
     """Arm -> seed -> run, in the order of `ARMS`, of runs by name."""
     found = {arm: of_seed for (arm,), of_seed in grid_by(arm_and_seed, runs).items()}
     return {arm: found[arm] for arm in ARMS if arm in found}
-
-
-def shares(run: Run) -> np.ndarray:
-    """Share of nonzeros on held-out text at the end, by layer; one NaN for a run that diverged."""
-    found = [m.value for m in run.outcome.measures if m.name.startswith("nonzero.block_")]
-    return np.array(found or [math.nan])
 
 
 def course(run: Run, name: str = "nll") -> tuple[np.ndarray, np.ndarray]:
@@ -125,8 +120,8 @@ def table(records: Sequence[Record]) -> list[Row]:
         row["perplexity"] = mean_over(runs, lambda r: math.exp(_loss(r)))
         row["against silu"] = None if loss is None or base is None else loss / base - 1
         row["nonzero at first"] = mean_over(runs, lambda r: float(course(r, "nonzero.mean")[1][0]))
-        row["nonzero"] = mean_over(runs, lambda r: float(shares(r).mean()))
-        row["densest"] = mean_over(runs, lambda r: float(shares(r).max()))
+        row["nonzero"] = mean_over(runs, lambda r: float(each_layer(r).mean()))
+        row["densest"] = mean_over(runs, lambda r: float(each_layer(r).max()))
         row |= {"accuracy": mean_over(runs, lambda r: measured(r, "accuracy")), "cut": mean_over(runs, _cut)}
         rows.append(row)
     return rows
@@ -167,7 +162,7 @@ def nonzero_by_layer(runs: Runs) -> Drawing:
     figure, axes = draw.panels(1, 1, height=3.2)
     arms = {arm: finished(of_seed) for arm, of_seed in by_arm(runs).items() if arm in (*TUNED[1:], SCRATCH)}
     for i, (arm, views) in enumerate(arms.items()):
-        values = [100 * shares(view) for view in views]
+        values = [100 * each_layer(view) for view in views]
         if values:
             axes[0].plot(np.mean(values, 0), "-", color=f"C{i}", label=arm)
         for v in values:
@@ -260,7 +255,7 @@ def _sparser(arm: str, where: str) -> Claim:
         f"share of nonzeros on held-out text, {arm} less {HALF:g} times that of relu, the largest over layers",
         "below",
         0.0,
-        _over_seeds((arm, "relu"), lambda a, b: float(np.max(shares(a) - HALF * shares(b)))),
+        _over_seeds((arm, "relu"), lambda a, b: float(np.max(each_layer(a) - HALF * each_layer(b)))),
     )
 
 
@@ -286,7 +281,7 @@ CLAIMS = (
         "share of nonzeros on held-out text, the largest over layers",
         "below",
         SPARSE,
-        _over_seeds(("relu",), lambda a: float(np.max(shares(a)))),
+        _over_seeds(("relu",), lambda a: float(np.max(each_layer(a)))),
     ),
     _sparser("shifted_relu", _MIRZADEH),
     _sparser("drelu", _SONG),

@@ -12,8 +12,8 @@ from sparsity.data.corruptions import CORRUPTIONS, SEVERITIES
 from sparsity.studies import draw
 from sparsity.studies.draw import Drawing, Runs, RunView
 from sparsity.studies.judge import Claim, Effect
-from sparsity.studies.li2022.vits import BLOCK, LEARNS, config_of
-from sparsity.studies.records import Run, across, finished, mean_over, measured, percent, standard_error
+from sparsity.studies.li2022.vits import LEARNS, config_of
+from sparsity.studies.records import Run, across, each_layer, finished, mean_over, measured, percent, standard_error
 from sparsity.studies.runner import Record, Row, Study
 
 DENSE, TOP_K, L1, NOISE, NARROW = "dense", "top_k", "l1", "noise", "narrow"
@@ -53,12 +53,6 @@ def by_arm(runs: Iterable[Run]) -> dict[str, dict[int, Run]]:
 def at_test(run: Record | RunView, test: str, name: str) -> float:
     """A measure with Top-k put on at test (`KEPT`), or with all positive units (`ALL`), whatever training had."""
     return measured(run, f"{_imposed(run, test)}.{name}")
-
-
-def by_layer(run: Record | RunView, test: str) -> np.ndarray:
-    """Share of nonzeros on test images of each layer [layers]; one NaN for a run that diverged."""
-    prefix = f"{_imposed(run, test)}.nonzero.{BLOCK}_"
-    return np.array([m.value for m in run.outcome.measures if m.name.startswith(prefix)] or [np.nan])
 
 
 def _imposed(run: Record | RunView, test: str) -> str:
@@ -286,7 +280,8 @@ def _beside(arm: str, name: str) -> Callable[..., Effect]:
         arms = by_arm(records)
         if (why := _incomparable(arms, [(arm, KEPT)], name)) is not None:
             return Effect.untestable(why)
-        own, top = (np.mean([by_layer(run, KEPT) for run in finished(arms[of])], axis=0) for of in (arm, TOP_K))
+        layers = lambda run: each_layer(run, f"{_imposed(run, KEPT)}.nonzero.")
+        own, top = (np.mean([layers(run) for run in finished(arms[of])], axis=0) for of in (arm, TOP_K))
         if arm != NARROW and not (own >= HELD * top).all():
             each = ", ".join(f"{x:.3f}" for x in own)
             return Effect.untestable(f"{ARMS[arm]} leaves {each} nonzero by layer, where Top-k at test holds nothing")

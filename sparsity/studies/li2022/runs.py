@@ -17,7 +17,7 @@ from sparsity.models.t5 import DECODER, ENCODER
 from sparsity.studies import draw
 from sparsity.studies.draw import Drawing, RunView
 from sparsity.studies.judge import Effect
-from sparsity.studies.records import Run, across, measured, named, records_of
+from sparsity.studies.records import Run, across, each_layer, measured, named, records_of
 from sparsity.studies.runner import Record
 
 STACKS = (ENCODER, DECODER)
@@ -56,8 +56,7 @@ def by_arm(runs: Mapping[str, Run]) -> dict[Arm, dict[int, Run]]:
 
 def shares(run: Record | RunView, stack: str) -> np.ndarray:
     """Share of nonzeros on the split evaluated, by layer of a stack; one NaN for a run that diverged."""
-    found = [m.value for m in run.outcome.measures if m.name.startswith(f"nonzero.{stack}_")]
-    return np.array(found or [math.nan])
+    return each_layer(run, f"nonzero.{stack}_")
 
 
 def trajectory(run: Record | RunView) -> tuple[np.ndarray, dict[str, np.ndarray]]:
