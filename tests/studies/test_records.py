@@ -67,3 +67,10 @@ def test_cells_without_a_value_are_empty():
     assert records.or_none(math.nan) is None
     assert records.or_none(0.0) == 0.0
     assert (records.percent(0.123), records.percent(None)) == ("12.3%", "no value")
+
+
+def test_a_measure_of_each_layer_leaves_their_mean_out():
+    run = ended(**{"nonzero.mean": 0.2, "nonzero.block_0": 0.1, "nonzero.block_1": 0.3, "dead.block_0": 0.9})
+    assert records.each_layer(run).tolist() == [0.1, 0.3]
+    assert records.each_layer(run, "dead.").tolist() == [0.9]
+    assert math.isnan(*records.each_layer(DIVERGED))
