@@ -29,6 +29,7 @@ RULES: dict[str, str | None] = {
     "head_dim": None,
     "vocab": "model",
     "layers": None,  # the stacked axis of scanned layers
+    "rank": None,  # of a predictor's two matrices
     "buckets": None,  # distances between tokens
     "patch": None,  # values of one image patch
     "window": None,  # positions of a convolution's window

@@ -6,6 +6,7 @@ from sparsity.evals.cost import cost
 from sparsity.evals.exemplars import exemplars
 from sparsity.evals.generate import generate
 from sparsity.evals.imposed import imposed
+from sparsity.evals.inference import inference
 from sparsity.evals.language import language
 from sparsity.evals.neurons import neurons
 from sparsity.evals.noise_effects import noise_covariance, noise_terms
@@ -36,6 +37,7 @@ EVALS: dict[str, Evaluator] = {
     "noise_covariance": noise_covariance,
     "noise_terms": noise_terms,
     "generate": generate,
+    "inference": inference,
 }
 
 # The task whose models an evaluator scores; those that are not here measure any model.
@@ -49,4 +51,5 @@ TASKS: dict[str, str] = {
     "thresholds": "language",
     "generate": "language",
     "quantiles": "language",
+    "inference": "language",
 }

@@ -84,6 +84,8 @@ class EvalConfig:
       top_p: probability of the nucleus that it draws from, 1 being all tokens.
       seed: of what it draws; None: the run's.
       imposed_k: units that the evaluator `imposed` keeps of every MLP, one evaluation each.
+      rank, candidates: of the searches that the evaluator `inference` measures; 0: that of the predictor trained with
+        the network, or else a sixteenth of d_model, and twice k.
     """
 
     names: tuple[str, ...]
@@ -104,6 +106,8 @@ class EvalConfig:
     top_p: float = later(1.0)
     seed: int | None = later(None)
     imposed_k: tuple[int, ...] = later(())
+    rank: int = later(0)
+    candidates: int = later(0)
 
     def __post_init__(self):
         if self.batch < 1:
@@ -126,6 +130,9 @@ class EvalConfig:
             raise ValueError(f"seed: must be in [0, 2^32), got {self.seed}")
         if not all(k >= 1 for k in self.imposed_k) or ("imposed" in (*self.names, *self.during) and not self.imposed_k):
             raise ValueError(f"imposed_k: numbers of units from 1 on are needed, such as (43,), got {self.imposed_k}")
+        for field in ("rank", "candidates"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"{field}: must be at least 0, got {getattr(self, field)}")
         if not self.shares or not all(0 < share < 1 for share in self.shares):
             raise ValueError(f"shares: between 0 and 1 are needed, such as (0.5,), got {self.shares}")
 

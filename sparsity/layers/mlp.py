@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from typing import Literal
 
+import flax
 import flax.linen as nn
 import jax
 from flax.typing import Initializer
@@ -15,12 +16,14 @@ from sparsity.config import later, one_of
 from sparsity.layers import initializers
 from sparsity.layers.dense import dense, named
 from sparsity.layers.inference import INFERENCE, Inference
+from sparsity.layers.inference.search import PREDICTOR
 from sparsity.layers.noise import Noise
+from sparsity.layers.predictor import Predictor
 from sparsity.layers.sparsify import STATS, Context, Sparsify
 from sparsity.layers.tail import LEAST, LEAST_ACTIVATION, TAIL, without_tail
 from sparsity.ops.noise import NOISES, NoiseConfig
 from sparsity.ops.sparse_matmul import TOKENS
-from sparsity.ops.sparsifiers import SPARSIFIERS, Sparsifier
+from sparsity.ops.sparsifiers import SPARSIFIERS, Sparsifier, TopK
 from sparsity.theory.edge_of_chaos import EdgeOfChaos
 
 
@@ -49,6 +52,8 @@ class MLPConfig:
         "edge_of_chaos" carries Price et al. 2024 over to a residual block, whose MLP reads a normalised input:
         W_i ~ N(0, 1 / fan_in), so that pre-activations are N(0, 1) and the sparsifier's target sparsity holds
         from the start, and W_o, b_o on the edge of chaos at q* = 1, so that outputs have variance 1 too.
+      predictor: rank of what learns beside Top-k which units it keeps, see `layers.predictor`; 0 is none. Mode
+        `low_rank` of this rank finds its candidates with it.
       inference: how the MLP is computed in decoding, by name from `INFERENCE`, from weights laid out for that, see
         `decode.weights.prepared`; None, in training.
     """
@@ -64,6 +69,7 @@ class MLPConfig:
     scale: float = later(1.0)
     shared_dropout: bool = later(False)
     gate: Sparsifier | None = one_of(SPARSIFIERS, None, later=True)
+    predictor: int = later(0)
     inference: Inference | None = one_of(INFERENCE, None, later=True)
 
     def __post_init__(self):
@@ -83,6 +89,8 @@ class MLPConfig:
                     entry.check_width(self.d_ff)
             except ValueError as error:
                 raise ValueError(f"{field}.{error}") from error
+        if self.predictor < 0 or (self.predictor and not isinstance(self.sparsifier, TopK)):
+            raise ValueError(f"predictor: a rank of at least 0, and 0 but for top_k, is needed, got {self.predictor}")
         if self.inference is not None:
             self.inference.check(self)
         if self.init == "edge_of_chaos":
@@ -102,14 +110,17 @@ class MLPConfig:
         """The same MLP, narrow, its sparsifier in proportion; `parts` devices split its units."""
         d_ff = axes.narrowed(self.d_ff, parts, 32)
         resized = lambda entry: None if entry is None else entry.resized(self.d_ff, d_ff)
-        return dataclasses.replace(self, d_ff=d_ff, sparsifier=resized(self.sparsifier), gate=resized(self.gate))
+        rank = min(self.predictor, 4)
+        return dataclasses.replace(
+            self, d_ff=d_ff, predictor=rank, sparsifier=resized(self.sparsifier), gate=resized(self.gate)
+        )
 
 
 class SparseMLP(nn.Module):
     """y = dropout(Sparsify(x~ W_i + b_i) [* gate(x~ W_gate + b_gate)]) W_o + b_o, x~ = x + noise if there is noise.
 
     Li et al. 2022, Eq. 1 and, with the `top_k` sparsifier, Eq. 9; Bricken et al. 2023, Eq. 2. Parameters: `wi` [D, F],
-    `wi_gate` [D, F] if gated, `wo` [F, D]; F is sharded over the mesh's model axis.
+    `wi_gate` [D, F] if gated, `wo` [F, D], `predictor` if there is one; F is sharded over the mesh's model axis.
 
     Attributes:
       features: numbers per token that come out; by default as many as go in.
@@ -150,6 +161,9 @@ class SparseMLP(nn.Module):
         if cfg.gate is not None:
             factor_BxLxF = cfg.gate.at(ctx.step)(into("wi_gate", cfg.use_bias)(x_BxLxD))
         a_BxLxF = h_BxLxF = Sparsify(cfg.sparsifier, name="sparsify")(z_BxLxF, ctx, factor_BxLxF)
+        if cfg.predictor and (ctx.train or self.is_initializing()):
+            bias_F = flax.core.meta.unbox(self.variables["params"]["wi"]).get("bias", 0.0)
+            Predictor(cfg.predictor, name=PREDICTOR)(x_BxLxD, a_BxLxF, bias_F, ctx)
         if cfg.gated and cfg.gate is None:
             h_BxLxF = h_BxLxF * into("wi_gate", cfg.use_bias)(x_BxLxD)
         shared = (-2,) if cfg.shared_dropout else ()

@@ -8,6 +8,7 @@ import flax.linen as nn
 
 from sparsity.layers.attention import CACHE
 from sparsity.layers.noise import NOISE
+from sparsity.layers.predictor import PREDICTED
 from sparsity.layers.sparsify import ACTIVATIONS, STATS
 from sparsity.layers.tail import TAIL
 
@@ -26,7 +27,7 @@ def scanned(layer: type[nn.Module], length: int, in_axes: Any = nn.broadcast) ->
     """
     return nn.scan(
         layer,
-        variable_axes={"params": 0, STATS: 0, ACTIVATIONS: 0, HIDDEN: 0, CACHE: 0, TAIL: 0},
+        variable_axes={"params": 0, STATS: 0, ACTIVATIONS: 0, HIDDEN: 0, CACHE: 0, TAIL: 0, PREDICTED: 0},
         split_rngs={"params": True, "dropout": True, NOISE: True},
         in_axes=in_axes,
         length=length,

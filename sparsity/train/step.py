@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from sparsity import spmd
 from sparsity.layers.noise import NOISE
+from sparsity.layers.predictor import PREDICTED
 from sparsity.layers.sparsify import ACTIVATIONS, STATS, Activated, Context
 from sparsity.ops.noise import NoiseConfig
 from sparsity.train.guard import all_finite
@@ -33,7 +34,8 @@ class StepMetrics:
     Attributes:
       loss: mean loss over the batch before the update, without the penalty; in the loss's units.
       accuracy: share of correct predictions, in [0, 1]; None where nothing can be correct.
-      penalty: mean penalty over the batch, beside the loss, and loss of BERT's next sentence; None without either.
+      penalty: what is added to the loss, mean over the batch: penalties, losses of predictors and of BERT's next
+        sentence; None without any.
       grad_norm: global L2 norm of the gradient, before clipping.
       learning_rate: of this update.
       finite: loss and gradient hold no NaN or infinity. The updated parameters are not read again for this, which
@@ -102,20 +104,23 @@ class Objective:
             *(first, *rest),
             ctx,
             rngs={"dropout": dropout, NOISE: inner},
-            mutable=[STATS, ACTIVATIONS, *model_state],
+            mutable=[STATS, ACTIVATIONS, PREDICTED, *model_state],
         )
         losses = self.loss(outputs, batch)
         stats, activations = updates.pop(STATS, {}), updates.pop(ACTIVATIONS, {})
-        penalty = None
+        # Of each example [B], for every item of it; of scanned layers [layers, B].
+        added = [x.reshape(-1, x.shape[-1]).sum(0) for x in jax.tree.leaves(updates.pop(PREDICTED, {}))]
         if self.penalty is not None:
-            penalty = (self.penalty(self.config, params, _activated(activations)) * losses.count).sum()
+            added.append(self.penalty(self.config, params, _activated(activations)))
         if losses.sentence_loss is not None:
             # The mean over examples of as many items each: Devlin et al. 2019 add the means of both tasks.
-            penalty = (losses.sentence_loss * losses.count).sum() + (0 if penalty is None else penalty)
+            added.append(losses.sentence_loss)
+        penalties = [(one_B * losses.count).sum() for one_B in added]
         sums = jax.tree.map(jnp.sum, losses)
         if self.z_loss:
-            penalty = self.z_loss * sums.squared_z + (0 if penalty is None else penalty)
-        return sums.loss + (0 if penalty is None else penalty), ((sums, penalty), updates, stats)
+            penalties.append(self.z_loss * sums.squared_z)
+        penalty = sum(penalties) if penalties else None
+        return sums.loss + sum(penalties), ((sums, penalty), updates, stats)
 
 
 def _activated(tree: Any) -> dict[str, Activated]:

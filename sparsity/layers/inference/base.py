@@ -88,11 +88,52 @@ class Inference:
         h_TxF = self.activated(weights, x_TxD, mlp, dtype)
         return output(all_rows(weights, x_TxD, h_TxF, mlp, dtype), weights, dtype)
 
+    def bytes_read(self, mlp: MLPConfig, d_model: int, itemsize: int, active: float) -> float:
+        """Bytes of weights that one token's output takes at least, biases left out.
+
+        Args:
+          itemsize: bytes of a weight.
+          active: units that are not zero, of sparsifiers that keep no number of units.
+        """
+        return itemsize * d_model * mlp.d_ff * (3 if mlp.gated else 2)
+
     def diagnose(self, weights: Weights, x_TxD: jax.Array, mlp: MLPConfig, dtype: str) -> Diagnosis:
         """What `__call__` does with these tokens, one at a time; found by whole products, which takes longer."""
         everything = jnp.full(len(x_TxD), mlp.d_ff)
         one = jnp.ones(len(x_TxD))
         return Diagnosis(everything, everything, one, everything, one > 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Alone(Inference):
+    """`mode`, of every token by itself however many are read at once: what each would get if it were decoded.
+
+    It saves nothing. It measures an approximation on whole texts, whose tokens are read together.
+    """
+
+    mode: Inference
+
+    def check(self, mlp):
+        self.mode.check(mlp)
+
+    def lay_out(self, params, mlp, dtype, least_F=None):
+        return self.mode.lay_out(params, mlp, dtype, least_F)
+
+    def __call__(self, weights, x_TxD, mlp, dtype):
+        return self.mode(weights, x_TxD, mlp, dtype)
+
+    together = __call__
+
+    def bytes_read(self, mlp, d_model, itemsize, active):
+        return self.mode.bytes_read(mlp, d_model, itemsize, active)
+
+    def diagnose(self, weights, x_TxD, mlp, dtype):
+        return self.mode.diagnose(weights, x_TxD, mlp, dtype)
+
+
+def rows_read(mlp: MLPConfig, d_model: int, itemsize: int, units: float) -> float:
+    """Bytes of the rows of W_o, and of the gate's matrix, of some units."""
+    return itemsize * d_model * units * (2 if mlp.gated else 1)
 
 
 def elementwise_gate(mlp: MLPConfig) -> str | None:

@@ -16,6 +16,7 @@ from sparsity.layers.inference.base import (
     kept_rows,
     linear,
     poisoned,
+    rows_read,
 )
 from sparsity.ops import top_k
 from sparsity.ops.sparsifiers import Gelu, TopK
@@ -52,6 +53,9 @@ class GatherOut(Inference):
 
     def activated(self, weights, x_TxD, mlp, dtype):
         return self._as_asked(mlp)(linear(weights["wi"], x_TxD, dtype))
+
+    def bytes_read(self, mlp, d_model, itemsize, active):
+        return itemsize * d_model * mlp.d_ff + rows_read(mlp, d_model, itemsize, mlp.sparsifier.k)
 
     def diagnose(self, weights, x_TxD, mlp, dtype):
         z_TxF = linear(weights["wi"], x_TxD, dtype)

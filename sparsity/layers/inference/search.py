@@ -18,6 +18,7 @@ from sparsity.layers.inference.base import (
     kept_rows,
     linear,
     linear_at,
+    rows_read,
 )
 from sparsity.layers.inference.gather import SEARCHED, exact_set, largest, not_top_k, ranked, recall, top
 from sparsity.ops import quantised
@@ -69,6 +70,14 @@ class _Search(Inference):
 
     def score(self, weights: Weights, x_TxD: jax.Array, dtype: str) -> jax.Array:
         """What candidates are the largest of [T, F]."""
+        raise NotImplementedError
+
+    def bytes_read(self, mlp, d_model, itemsize, active):
+        rows = itemsize * d_model * self.candidates + rows_read(mlp, d_model, itemsize, mlp.sparsifier.k)
+        return self.bytes_searched(mlp, d_model, itemsize) + rows
+
+    def bytes_searched(self, mlp: MLPConfig, d_model: int, itemsize: int) -> float:
+        """Bytes of what scores are made of."""
         raise NotImplementedError
 
     def find(self, weights: Weights, x_TxD: jax.Array, mlp: MLPConfig, dtype: str) -> Found:
@@ -123,6 +132,9 @@ class LowRank(_Search):
             read, write = by_svd(params["wi"]["kernel"], self.rank)
         return out | {PREDICTOR: {"read": held(read.T, dtype), "write": held(write.T, dtype)}}
 
+    def bytes_searched(self, mlp, d_model, itemsize):
+        return itemsize * self.rank * (d_model + mlp.d_ff)
+
     def score(self, weights, x_TxD, dtype):
         low_TxR = whole(x_TxD, weights[PREDICTOR]["read"])
         score_TxF = whole(low_TxR, weights[PREDICTOR]["write"])
@@ -151,6 +163,10 @@ class QuantizedSearch(_Search):
     def lay_out(self, params, mlp, dtype, least_F=None):
         out = super().lay_out(params, mlp, dtype, least_F)
         return out | {"copy": quantised.quantise(np.asarray(out["wi"]["rows"]), self.bits)}
+
+    def bytes_searched(self, mlp, d_model, itemsize):
+        """Those of the copy, of each row's scale and of its error."""
+        return mlp.d_ff * (d_model * self.bits / 8 + 2 * 4)
 
     def score(self, weights, x_TxD, dtype):
         bound_TxF = _bounding(quantised.products(x_TxD, weights["copy"])[1], dtype)

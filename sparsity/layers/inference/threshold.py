@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from sparsity.layers.inference.base import Diagnosis, Inference, Weights, active_rows, elementwise_gate
+from sparsity.layers.inference.base import Diagnosis, Inference, Weights, active_rows, elementwise_gate, rows_read
 from sparsity.layers.inference.gather import recall
 from sparsity.ops.top_k import kept_count
 
@@ -52,6 +52,11 @@ class Threshold(Inference):
 
     def activated(self, weights, x_TxD, mlp, dtype):
         return _cut(super().activated(weights, x_TxD, mlp, dtype), weights)
+
+    def bytes_read(self, mlp, d_model, itemsize, active):
+        if active > self.capacity:
+            return super().bytes_read(mlp, d_model, itemsize, active)
+        return itemsize * d_model * mlp.d_ff + rows_read(mlp, d_model, itemsize, active)
 
     def diagnose(self, weights, x_TxD, mlp, dtype):
         whole_TxF = super().activated(weights, x_TxD, mlp, dtype)
