@@ -1,5 +1,6 @@
 """The benchmark suites, by name: each yields its cases, small ones with `smoke`."""
 
+from sparsity.bench.decode import decode_cases
 from sparsity.bench.protocol import Suite
 from sparsity.bench.saving import saving_cases
 from sparsity.bench.seeds import seeds_cases
@@ -13,4 +14,5 @@ SUITES: dict[str, Suite] = {
     "saving": saving_cases,
     "train": train_cases,
     "t5": t5_cases,
+    "decode": decode_cases,
 }

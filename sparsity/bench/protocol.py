@@ -57,6 +57,7 @@ class Case:
       bars: what is promised, of arms and of slopes.
       facts: anything else for the record: kept counts, recall, matrix products.
       slopes: name -> (longer arm, shorter arm): what the longer one takes more, round by round.
+      moved: arm or slope -> bytes that it reads at least; see `rates`.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Case:
     bars: tuple[Bar, ...]
     facts: Mapping[str, Any]
     slopes: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
+    moved: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 class Suite(Protocol):
@@ -158,11 +160,16 @@ def measure(case: Case, rounds: int = ROUNDS, stream_bytes: int = STREAM_BYTES) 
     after = _state(stream_bytes)
     drift = abs(after["stream_read_GB_per_s"] / before["stream_read_GB_per_s"] - 1)
     found = [(bar, ratio(seconds[bar.arm], seconds[bar.base])) for bar in case.bars]
+    stream = (before["stream_read_GB_per_s"] + after["stream_read_GB_per_s"]) / 2
     return {
         "name": case.name,
         "rows": case.rows,
         "steady": drift <= STREAM_DRIFT,
-        "bars": [dataclasses.asdict(b) | dataclasses.asdict(r) | {"holds": b.holds(r.median)} for b, r in found],
+        "bars": [
+            dataclasses.asdict(b) | dataclasses.asdict(r) | {"holds": b.holds(r.median)} | of_bound(b, r, case.moved)
+            for b, r in found
+        ],
+        "rates": rates(seconds, case.moved, stream),
         "facts": dict(case.facts),
         "before": before,
         "after": after,
@@ -170,14 +177,38 @@ def measure(case: Case, rounds: int = ROUNDS, stream_bytes: int = STREAM_BYTES) 
     }
 
 
+def rates(seconds: Mapping[str, list[float]], moved: Mapping[str, float], stream: float) -> dict[str, dict[str, float]]:
+    """Of each arm whose bytes are known: its median time, the rate at which it reads them, and that over STREAM's.
+
+    A share well above 1 is of an arm that does not read what it should, or finds it in a cache.
+    """
+    found = {}
+    for name, size in moved.items():
+        median = float(np.median(seconds[name]))
+        rate = size / median / 1e9
+        found[name] = {"ms": 1e3 * median, "bytes": size, "GB_per_s": rate, "share_of_stream": rate / stream}
+    return found
+
+
+def of_bound(bar: Bar, found: Ratio, moved: Mapping[str, float]) -> dict[str, float]:
+    """Where the bytes of both arms are known: their ratio, which none of time is below, and the share of it reached."""
+    if bar.arm not in moved or bar.base not in moved:
+        return {}
+    bound = moved[bar.arm] / moved[bar.base]
+    return {"bound": bound, "share_of_bound": bound / found.median}
+
+
 def table(records: Iterable[Mapping[str, Any]]) -> str:
     """The bars of `records` as a Markdown table: ratios of times, below 1 is faster."""
-    lines = ["| case | rows | arm / base | median | 95% interval | bar | aim | |", "|---|---|---|---|---|---|---|---|"]
+    names = ("case", "rows", "arm / base", "median", "95% interval", "bar", "aim", "bound", "")
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for record in records:
         for bar in record["bars"]:
             verdict = {True: "holds", False: "MISSED", None: "for comparison"}[bar["holds"]]
             verdict += "" if record["steady"] else ", unsteady"
-            goals = " | ".join("" if bar[goal] is None else f"{bar[goal]:.3f}" for goal in ("at_most", "aim"))
+            goals = " | ".join(
+                "" if bar.get(goal) is None else f"{bar[goal]:.3f}" for goal in ("at_most", "aim", "bound")
+            )
             lines.append(
                 f"| {record['name']} | {record['rows']} | {bar['arm']} / {bar['base']} | {bar['median']:.3f} "
                 f"| {bar['low']:.3f}–{bar['high']:.3f} | {goals} | {verdict} |"

@@ -9,23 +9,19 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import importlib.util
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import flax
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from sparsity import recipes, spmd
+from sparsity.bench import torch_t5
+from sparsity.bench.latency import GreedySteps, Way, slopes
 from sparsity.bench.protocol import Bar, Case
-from sparsity.decode.generate import make_generate
-from sparsity.decode.weights import unstacked
-from sparsity.layers.sparsify import Context
-from sparsity.models.t5 import T5Config
+from sparsity.layers.inference import DenseMask
 from sparsity.run import Engine, RunConfig, run_config
 
 SHARE, AIM = 0.65, 0.8  # of the rate of its own products, that a whole step is to reach
@@ -100,8 +96,8 @@ def _step_case(config: RunConfig) -> Case:
     }
     # The profile: shares of a step that are not its products, and what of them dropout and the optimizer are.
     bars = [Bar("step", "products", 1 / SHARE, 1 / AIM), *(Bar(x, "step") for x in ("rest", "dropout", "optimizer"))]
-    if _has_torch():
-        arms["torch"] = _torch_step(config, batch)
+    if torch_t5.available():
+        arms["torch"] = torch_t5.train_step(config, batch)
         bars.append(Bar("step", "torch"))
     return Case(
         name=f"training step of T5, d_model {config.model.d_model}, {config.batch} rows of {config.input_shape[:2]}",
@@ -177,95 +173,19 @@ def _products_alone(products: collections.Counter[Product]) -> Callable[[], Any]
 
 
 def _decode_case(config: RunConfig, tokens: tuple[int, int]) -> Case:
-    model, classes = config.model, config.data.classes
-    module = model.build(classes)
-    inputs = np.random.default_rng(0).integers(2, classes, (1, config.data.length)).astype(np.int32)
-    segments = np.ones_like(inputs)
-    init = jax.jit(lambda: module.init(jax.random.key(0), inputs, inputs, segments, segments, Context())["params"])
-    single, params = unstacked(model, flax.core.meta.unbox(init()))
-    arms = {
-        f"ours, {n}": functools.partial(make_generate(single.build(classes), n, end=None), params, inputs, segments)
-        for n in tokens
-    }
-    slopes, bars = {"ours": (f"ours, {tokens[1]}", f"ours, {tokens[0]}")}, []
-    if _has_torch():
-        arms |= {f"torch, {n}": run for n, run in _torch_decoding(model, classes, inputs, tokens).items()}
-        slopes["torch"] = (f"torch, {tokens[1]}", f"torch, {tokens[0]}")
+    model, classes, length = config.model, config.data.classes, config.data.length
+    steps = GreedySteps(model, classes, length, tokens, {"ours": Way(model.mlp.sparsifier, DenseMask())})
+    arms, compared, bars = steps.arms(), steps.slopes, []
+    if torch_t5.available():
+        arms |= torch_t5.greedy(steps.config, classes, steps.inputs, tokens)
+        compared |= slopes(["torch"], tokens)
         bars.append(Bar("ours", "torch", DECODE))
-    # Cross-attention's keys and values are made once.
-    once = ("cross/key", "cross/value")
-    weights = flax.traverse_util.flatten_dict(params["decoder"], sep="/")
-    read = sum(x.nbytes for path, x in weights.items() if not any(name in path for name in once))
     return Case(
-        name=f"{tokens[1] - tokens[0]} greedy tokens of T5, d_model {model.d_model}, after {inputs.shape[1]} inputs",
+        name=f"{tokens[1] - tokens[0]} greedy tokens of T5, d_model {model.d_model}, after {length} inputs",
         rows="random weights",
         arms=arms,
         bars=tuple(bars),
-        facts={
-            "tokens": tokens[1] - tokens[0],
-            "bytes of weights a token reads": read + params["embedding"].nbytes,
-        },
-        slopes=slopes,
+        facts={"tokens": tokens[1] - tokens[0]},
+        slopes=compared,
+        moved=steps.moved(),
     )
-
-
-# Torch.
-
-
-def _has_torch() -> bool:
-    return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
-
-
-def _torch_model(model: T5Config, classes: int) -> Any:
-    """The T5 of `transformers` of these sizes, with random weights."""
-    import transformers
-
-    return transformers.T5ForConditionalGeneration(
-        transformers.T5Config(
-            vocab_size=classes,
-            d_model=model.d_model,
-            d_kv=model.head_dim,
-            d_ff=model.mlp.d_ff,
-            num_layers=model.layers,
-            num_heads=model.heads,
-            dropout_rate=model.dropout,
-            feed_forward_proj="relu",
-            decoder_start_token_id=0,
-            use_cache=True,
-        )
-    )
-
-
-def _torch_step(config: RunConfig, batch: dict[str, np.ndarray]) -> Callable[[], Any]:
-    """Forward, loss, backward and Adafactor of torch."""
-    import torch
-
-    peer = _torch_model(config.model, config.data.classes).train()
-    optimizer = torch.optim.Adafactor(peer.parameters(), lr=0.01)
-    inputs, targets = (torch.tensor(batch[name]).long() for name in ("inputs", "targets"))
-
-    def step():
-        loss = peer(input_ids=inputs, labels=targets).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return jnp.float32(loss.item())
-
-    return step
-
-
-def _torch_decoding(
-    model: T5Config, classes: int, inputs: np.ndarray, tokens: tuple[int, int]
-) -> dict[int, Callable[[], Any]]:
-    """Greedy `generate` of so many tokens, whatever it says."""
-    import torch
-
-    peer = _torch_model(model, classes).eval()
-    read = torch.tensor(inputs).long()
-
-    def generate(n: int):
-        with torch.inference_mode():
-            said = peer.generate(read, min_new_tokens=n, max_new_tokens=n, do_sample=False, num_beams=1)
-        return jnp.asarray(said.numpy())
-
-    return {n: functools.partial(generate, n) for n in tokens}

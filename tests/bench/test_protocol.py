@@ -70,6 +70,20 @@ def test_a_record_says_whether_the_bar_holds_and_the_machine_was_steady(monkeypa
     assert "unsteady" in protocol.table([record])
 
 
+def test_rates_and_the_share_of_the_bound_by_hand():
+    moved = {"sparse": 5e8, "dense": 1e9}
+    seconds = {"sparse": [0.1, 0.4, 0.1], "dense": [0.1, 0.1, 0.2]}
+    found = protocol.rates(seconds, moved, stream=20.0)
+    assert found["sparse"] == pytest.approx({"ms": 100, "bytes": 5e8, "GB_per_s": 5, "share_of_stream": 0.25})
+    bar = protocol.Bar("sparse", "dense", 0.9)
+    assert protocol.of_bound(bar, protocol.Ratio(0.8, 0.7, 0.9, 0.6), moved) == {"bound": 0.5, "share_of_bound": 0.625}
+    assert protocol.of_bound(bar, protocol.Ratio(0.8, 0.7, 0.9, 0.6), {"dense": 1e9}) == {}
+    arms = {name: lambda: np.zeros(()) for name in moved}
+    record = protocol.measure(protocol.Case("c", "r", arms, (bar,), {}, moved=moved), 1, 1 << 16)
+    assert record["bars"][0]["bound"] == 0.5
+    assert "| 0.900 |  | 0.500 |" in protocol.table([record])
+
+
 def test_machine_names_versions():
     assert {"jax", "jaxlib"} <= set(protocol.machine()["versions"])
 

@@ -1,0 +1,200 @@
+"""What a token costs: arms that compute MLPs, or a whole greedy step of a T5, in a mode of inference, and their bytes.
+
+Weights are random, and every input is a new one. Times do not depend on the weights; what a low rank finds does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparsity.bench.protocol import STREAM_BYTES
+from sparsity.decode.generate import make_generate
+from sparsity.decode.weights import prepared, unstacked
+from sparsity.layers.inference import Inference
+from sparsity.layers.mlp import MLPConfig, SparseMLP
+from sparsity.layers.sparsify import Context
+from sparsity.models.t5 import DECODER, T5Config
+from sparsity.ops.sparse_matmul import TOKENS
+from sparsity.ops.sparsifiers import Sparsifier
+
+Run = Callable[[], Any]
+FLOAT = 4  # bytes; all of this is float32
+WORKING_SET = STREAM_BYTES + STREAM_BYTES // 2  # that an arm goes through, several times the last-level cache
+MEMORY = 0.6  # of the machine's, that a case may take
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """A sparsifier, as the network is trained with it, and the mode in which its MLPs are computed."""
+
+    sparsifier: Sparsifier
+    mode: Inference
+
+    def of(self, d_ff: int) -> MLPConfig:
+        """The MLP of T5 v1.0: no gate, no biases."""
+        return MLPConfig(d_ff, self.sparsifier, use_bias=False, init="t5")
+
+
+class MLPs:
+    """As many random MLPs of one shape as no cache holds, one after the other.
+
+    Args:
+      smoke: two of them, whatever their size.
+    """
+
+    def __init__(self, d_model: int, d_ff: int, smoke: bool = False):
+        self.d_model, self.d_ff = d_model, d_ff
+        self.layers = 2 if smoke else -(-WORKING_SET // (2 * FLOAT * d_model * d_ff))
+        rng = np.random.default_rng(0)
+        normal = lambda *shape: rng.standard_normal(shape, np.float32) / np.float32(shape[0] ** 0.5)
+        self.params = [
+            {"wi": {"kernel": normal(d_model, d_ff)}, "wo": {"kernel": normal(d_ff, d_model)}}
+            for _ in range(self.layers)
+        ]
+        self.inputs = [_normalised(jnp.asarray(normal(1, 1, d_model))) for _ in range(64)]
+
+    def run(self, way: Way) -> tuple[Run, float, dict[str, float]]:
+        """What computes all of them for one token, the bytes that it reads, and what it does with few tokens.
+
+        Each reads what the one before it wrote, normalised, so that no two are computed at once.
+        """
+        config, mode = way.of(self.d_ff), way.mode
+        lay_out = lambda params: mode.lay_out(params, config, "float32") if mode.lays_out else params
+        weights = jax.tree.map(jnp.asarray, [lay_out(params) for params in self.params])
+        module = SparseMLP(dataclasses.replace(config, inference=mode))
+        bytes_read = self.layers * mode.bytes_read(config, self.d_model, FLOAT, active_units(way.sparsifier, self.d_ff))
+        run = self._chained(lambda layer, x: module.apply({"params": layer}, x, Context()), weights)
+        return run, bytes_read, self._quality(way, weights[0])
+
+    def dense(self, wi: str, wo: str) -> tuple[Run, float]:
+        """ReLU MLPs whose matrices lie in memory as these axes say: wi "df" (as Flax has it) or "fd", wo "fd" or "df".
+
+        So many layouts of the dense product there are; a sparse one has to be compared with the fastest.
+        """
+        turned = lambda kernel, axes, flax: jnp.asarray(kernel if axes == flax else kernel.T)
+        weights = [(turned(p["wi"]["kernel"], wi, "df"), turned(p["wo"]["kernel"], wo, "fd")) for p in self.params]
+
+        def apply(layer, x):
+            return jnp.einsum(f"blf,{wo}->bld", jnp.maximum(jnp.einsum(f"bld,{wi}->blf", x, layer[0]), 0), layer[1])
+
+        return self._chained(apply, weights), self.layers * 2.0 * FLOAT * self.d_model * self.d_ff
+
+    def _chained(self, apply: Callable[[Any, jax.Array], jax.Array], weights: Sequence[Any]) -> Run:
+        @jax.jit
+        def program(weights, x):
+            for layer in weights:
+                x = _normalised(x + apply(layer, x))
+            return x
+
+        inputs = itertools.cycle(self.inputs)
+        return lambda: program(weights, next(inputs))
+
+    def _quality(self, way: Way, weights: Any) -> dict[str, float]:
+        """Means over few tokens of what the first MLP finds, and how far its output is from the training path's."""
+        config, x_TxD = way.of(self.d_ff), jnp.concatenate(self.inputs[:TOKENS])[:, 0]
+        exact_TxD = SparseMLP(config).apply({"params": self.params[0]}, x_TxD[None], Context())[0]
+        if not way.mode.lays_out:
+            return {"recall": 1.0, "certified": 1.0, "candidates": float(self.d_ff), "needed": float(self.d_ff)}
+
+        @jax.jit
+        def program(weights, x_TxD):
+            return [f(weights, x_TxD, config, "float32") for f in (way.mode, way.mode.diagnose)]
+
+        y_TxD, found = program(weights, x_TxD)
+        mean = lambda x: float(np.mean(x))
+        return {
+            "recall": mean(found.recall),
+            "certified": mean(found.certified),
+            "candidates": mean(found.candidates),
+            "needed": float(np.max(found.needed)),
+            "error": float(jnp.linalg.norm(y_TxD - exact_TxD) / jnp.linalg.norm(exact_TxD)),
+        }
+
+
+def active_units(sparsifier: Sparsifier, d_ff: int) -> float:
+    """Units that are not zero, of pre-activations N(0, 1): what Top-k keeps, or the sparsifier's density says."""
+    return getattr(sparsifier, "k", None) or sparsifier.moments(1.0).density * d_ff
+
+
+def _normalised(x: jax.Array) -> jax.Array:
+    return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6)
+
+
+class GreedySteps:
+    """Greedy decoding of one row by a T5 with random weights, in several ways; its encoder is as the config says.
+
+    Args:
+      config: any sparsifier: each way has its own. Its decoder has as many layers as memory holds in all ways together.
+      inputs: tokens that are read.
+      tokens: that are said by the shorter and by the longer of two arms; a token's time is the slope between them.
+    """
+
+    def __init__(self, config: T5Config, classes: int, inputs: int, tokens: tuple[int, int], ways: Mapping[str, Way]):
+        self.classes, self.tokens, self.ways = classes, tokens, ways
+        layers = layers_that_fit(config, len(ways))
+        self.config = dataclasses.replace(config, decoder_layers=layers)
+        self.inputs = np.random.default_rng(0).integers(2, classes, (1, inputs)).astype(np.int32)
+        self.segments = np.ones_like(self.inputs)
+
+    def arms(self) -> dict[str, Run]:
+        """Both arms of each way, called "dense, 32" and so on."""
+        module = self.config.build(self.classes)
+        read = (self.inputs, self.inputs, self.segments, self.segments)
+        init = jax.jit(lambda: module.init(jax.random.key(0), *read, Context())["params"])
+        # The stacked parameters are gone when others are laid out.
+        config, params = unstacked(self.config, flax.core.meta.unbox(init()))
+        out = {}
+        for name, way in self.ways.items():
+            one = dataclasses.replace(config, mlp=dataclasses.replace(config.mlp, sparsifier=way.sparsifier))
+            one, weights = prepared(one, params, way.mode)
+            for n in self.tokens:
+                generate = make_generate(one.build(self.classes), n, end=None)
+                out[f"{name}, {n}"] = functools.partial(generate, weights, self.inputs, self.segments)
+        return out
+
+    @property
+    def slopes(self) -> dict[str, tuple[str, str]]:
+        """The tokens that the longer arm of each way says more, as `Case` has them."""
+        return slopes(self.ways, self.tokens)
+
+    def moved(self) -> dict[str, float]:
+        """Bytes that they read: weights, and keys and values of the inputs; those of earlier targets are left out."""
+        cfg, more = self.config, self.tokens[1] - self.tokens[0]
+        inner = cfg.heads * cfg.head_dim
+        attention = 6 * cfg.d_model * inner + 2 * self.inputs.shape[1] * inner
+        out = {}
+        for name, way in self.ways.items():
+            active = active_units(way.sparsifier, cfg.mlp.d_ff)
+            mlp = way.mode.bytes_read(way.of(cfg.mlp.d_ff), cfg.d_model, FLOAT, active)
+            layers = cfg.depth(DECODER) * (FLOAT * attention + mlp)
+            out[name] = more * (layers + FLOAT * cfg.d_model * self.classes)
+        return out
+
+
+def slopes(names: Iterable[str], tokens: tuple[int, int]) -> dict[str, tuple[str, str]]:
+    """By name, its longer and its shorter arm, as `Case.slopes` has them."""
+    return {name: (f"{name}, {tokens[1]}", f"{name}, {tokens[0]}") for name in names}
+
+
+def layers_that_fit(config: T5Config, ways: int) -> int:
+    """Layers of the decoder, at most the config's own and at least one, of which memory holds weights for all ways."""
+    inner = 8 * config.d_model * config.heads * config.head_dim
+    mlp = 2 * config.d_model * config.mlp.d_ff
+    largest = FLOAT * max(2 * (inner + mlp), inner + (1 + ways) * mlp)  # when stacks are taken apart, and at the end
+    return int(np.clip(MEMORY * memory() / largest, 1, config.depth(DECODER)))
+
+
+def memory() -> int:
+    """Bytes of the device's memory, or of the host's where that is the device."""
+    stats = jax.devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
+    return stats["bytes_limit"] if stats else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
