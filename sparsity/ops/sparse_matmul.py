@@ -6,19 +6,48 @@ units that are active in any of its rows: for B independent rows a share 1 - (1 
 saving shrinks as B grows. Training gains nothing here: there is no gradient.
 
 `rows_dot` and `weighted_rows` are for tokens that each know the K rows they need. Both W_i and
-W_o lie in memory as [F, D], one row a unit.
+W_o lie in memory as [F, D], one row a unit; for TPUs as `Tiled`, whose rows their kernels read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import flax
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sparsity.ops.kernels.gather_tpu import rows_dot_tpu, tile_rows, weighted_rows_tpu
+
 ROWS = 4  # of W, per step of the CPU's loop: with more, eight rows of h take longer
 TOKENS = 8  # up to here each token reads its own rows; more, as of a prompt, share one product with all of W
+
+
+@flax.struct.dataclass
+class Tiled:
+    """A matrix [F, D] as TPUs can read row by row, see `kernels.gather_tpu`.
+
+    Attributes:
+      tiles: [F, S, 128], float32 or bfloat16.
+      width: D (static).
+    """
+
+    tiles: jax.Array
+    width: int = flax.struct.field(pytree_node=False)
+
+    @classmethod
+    def of(cls, w_FxD: jax.Array) -> Tiled:
+        """The matrix in that layout: a copy, to be made once."""
+        return cls(tile_rows(w_FxD), w_FxD.shape[1])
+
+
+Rows = jax.Array | Tiled  # a matrix [F, D], one row a unit
+
+
+def matrix(rows: Rows) -> jax.Array:
+    """The matrix [F, D] itself; of `Tiled` ones a copy, for whole products."""
+    return rows.tiles.reshape(len(rows.tiles), -1)[:, : rows.width] if isinstance(rows, Tiled) else rows
 
 
 def gathered_matmul(h: jax.Array, w: jax.Array, capacity: int) -> jax.Array:
@@ -67,19 +96,32 @@ def whole(x_TxD: jax.Array, w_FxD: jax.Array) -> jax.Array:
     return lax.dot_general(x_TxD.astype(w_FxD.dtype), w_FxD, contracted, highest, preferred_element_type=wide)
 
 
-def rows_dot(x_TxD: jax.Array, w_FxD: jax.Array, index_TxK: jax.Array) -> jax.Array:
+def rows_dot(x_TxD: jax.Array, rows: Rows, index_TxK: jax.Array) -> jax.Array:
     """Each token's products with rows of its own: [T, K] of x_t . w_i, i = index_tk in 0..F-1; float32 at least."""
     if len(x_TxD) > TOKENS:
-        return jnp.take_along_axis(whole(x_TxD, w_FxD), index_TxK, axis=1)
+        return jnp.take_along_axis(whole(x_TxD, matrix(rows)), index_TxK, axis=1)
+    if isinstance(rows, Tiled):
+        kernel = lambda x_TxD, index_TxK, rows: rows_dot_tpu(x_TxD.astype(rows.tiles.dtype), rows.tiles, index_TxK)
+        other = lambda x_TxD, index_TxK, rows: rows_dot(x_TxD, matrix(rows), index_TxK)
+        return lax.platform_dependent(x_TxD, index_TxK, rows, tpu=kernel, default=other)
+    w_FxD = rows
     return _each(lambda x_D, index_K: whole(x_D[None], _take(w_FxD, index_K))[0], x_TxD, index_TxK)
 
 
-def weighted_rows(value_TxK: jax.Array, index_TxK: jax.Array, w_FxD: jax.Array) -> jax.Array:
+def weighted_rows(value_TxK: jax.Array, index_TxK: jax.Array, rows: Rows) -> jax.Array:
     """Each token's sum of K rows: [T, D] of sum_k value_tk w_i, i = index_tk in 0..F-1, no i twice; float32 at least.
 
-    Modes of inference that know each token's K rows of W_o read them here. On a TPU XLA gathers them, and may read all
-    of W for it: the kernels of `kernels.gather_tpu`, which would not, are not wired in yet.
+    Of a matrix that is not `Tiled` a TPU may read all for it.
     """
+    if isinstance(rows, Tiled) and len(value_TxK) <= TOKENS:
+
+        def kernel(value_TxK, index_TxK, rows):
+            rounded = value_TxK.astype(rows.tiles.dtype)  # as W_o's product in training rounds it
+            return weighted_rows_tpu(rounded, index_TxK, rows.tiles)[:, : rows.width]
+
+        other = lambda value_TxK, index_TxK, rows: weighted_rows(value_TxK, index_TxK, matrix(rows))
+        return lax.platform_dependent(value_TxK, index_TxK, rows, tpu=kernel, default=other)
+    w_FxD = matrix(rows)
     if len(value_TxK) > TOKENS:
         h_TxF = jnp.zeros((len(value_TxK), len(w_FxD)), value_TxK.dtype)
         token_Tx1 = jnp.arange(len(value_TxK))[:, None]

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import flax
 import jax
 import jax.numpy as jnp
 
-from sparsity.ops.sparse_matmul import active_units, gathered_matmul, rows_dot, weighted_rows, whole
+from sparsity.ops.sparse_matmul import Tiled, active_units, gathered_matmul, matrix, rows_dot, weighted_rows, whole
 
 if TYPE_CHECKING:
     from sparsity.layers.mlp import MLPConfig
 
-Layer = Mapping[str, jax.Array]  # rows [F, D], and bias if there is one
+Layer = Mapping[str, Any]  # rows [F, D], an array or `Tiled`, and bias if there is one
 Weights = Mapping[str, Any]  # a `Layer` each of wi, wi_gate, wo; what a mode adds stands beside them
 
 
@@ -70,7 +70,11 @@ class Inference:
         """
         if least_F is not None:
             raise ValueError(f"inference: thresholds are given, which {type(self).__name__} has no use for")
-        return rows_of(params, dtype)
+        return rows_of(params, dtype, self.read_by_row(mlp))
+
+    def read_by_row(self, mlp: MLPConfig) -> tuple[str, ...]:
+        """The matrices of which a token's own rows are read: they lie so that a TPU can."""
+        return ()
 
     def __call__(self, weights: Weights, x_TxD: jax.Array, mlp: MLPConfig, dtype: str) -> jax.Array:
         """The MLP's output [T, D] of a few tokens [T, D]."""
@@ -149,23 +153,25 @@ def held(x: Any, dtype: str) -> jax.Array:
     return x.astype(jnp.promote_types(dtype, jnp.float32)) if jax.default_backend() == "cpu" else x
 
 
-def rows_of(params: Weights, dtype: str) -> dict[str, dict[str, jax.Array]]:
-    """All matrices of an MLP with one row a unit, [F, D], and its biases."""
+def rows_of(params: Weights, dtype: str, by_row: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """All matrices of an MLP with one row a unit, [F, D], and its biases; on a TPU those `by_row` are `Tiled`."""
     out = {}
     for name in ("wi", "wi_gate", "wo"):
         if name in params:
             kernel = params[name]["kernel"]
-            out[name] = {"rows": held(kernel if name == "wo" else jnp.asarray(kernel).T, dtype)}
+            rows_FxD = held(kernel if name == "wo" else jnp.asarray(kernel).T, dtype)
+            tiled = name in by_row and jax.default_backend() == "tpu"
+            out[name] = {"rows": Tiled.of(rows_FxD) if tiled else rows_FxD}
             if "bias" in params[name]:
                 out[name]["bias"] = jnp.asarray(params[name]["bias"]).astype(dtype)
     if "shared_bias" in params:
-        out["wi"]["bias"] = jnp.full(len(out["wi"]["rows"]), params["shared_bias"], dtype)
+        out["wi"]["bias"] = jnp.full(params["wo"]["kernel"].shape[0], params["shared_bias"], dtype)
     return out
 
 
 def linear(layer: Layer, x_TxD: jax.Array, dtype: str) -> jax.Array:
     """Pre-activations [T, F], rounded as training's are."""
-    return _biased(rounded(whole(x_TxD, layer["rows"]), dtype), layer.get("bias"))
+    return _biased(rounded(whole(x_TxD, matrix(layer["rows"])), dtype), layer.get("bias"))
 
 
 def linear_at(layer: Layer, x_TxD: jax.Array, index_TxK: jax.Array, dtype: str) -> jax.Array:
@@ -190,7 +196,7 @@ def active_rows(
 
     With more than `capacity` of these it is that of whole products.
     """
-    rows_FxD = weights["wo"]["rows"]
+    rows_FxD = matrix(weights["wo"]["rows"])
     if not mlp.gated:
         return output(gathered_matmul(h_TxF, rows_FxD, capacity), weights, dtype)
 
@@ -199,7 +205,7 @@ def active_rows(
         take = lambda x, axis=0: jnp.take(x, index_C, axis=axis, mode="clip")
         gate = jax.tree.map(take, weights["wi_gate"])
         h_TxC = take(jnp.pad(h_TxF, ((0, 0), (0, 1))), 1) * _opened(mlp, linear(gate, x_TxD, dtype))
-        return h_TxC.astype(rows_FxD.dtype) @ take(weights["wo"]["rows"])
+        return h_TxC.astype(rows_FxD.dtype) @ take(rows_FxD)
 
     dense = lambda weights, x_TxD, h_TxF: all_rows(weights, x_TxD, h_TxF, mlp, dtype)
     fits = jnp.sum(jnp.any(h_TxF != 0, axis=0)) <= capacity
@@ -208,7 +214,7 @@ def active_rows(
 
 def all_rows(weights: Weights, x_TxD: jax.Array, h_TxF: jax.Array, mlp: MLPConfig, dtype: str) -> jax.Array:
     """Sums over all units [T, D] of phi(z) [T, F], [times the gate,] times W_o."""
-    rows_FxD = weights["wo"]["rows"]
+    rows_FxD = matrix(weights["wo"]["rows"])
     return gated(weights, x_TxD, h_TxF, mlp, dtype).astype(rows_FxD.dtype) @ rows_FxD
 
 

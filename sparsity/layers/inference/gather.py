@@ -42,6 +42,9 @@ class GatherOut(Inference):
     def reason(self, mlp):
         return not_top_k(mlp) or elementwise_gate(mlp) or self._too_wide(mlp)
 
+    def read_by_row(self, mlp):
+        return ("wi_gate", "wo") if self._as_asked(mlp).method in SEARCHED else ()
+
     def __call__(self, weights, x_TxD, mlp, dtype):
         z_TxF = linear(weights["wi"], x_TxD, dtype)
         sparsifier = self._as_asked(mlp)

@@ -22,7 +22,7 @@ from sparsity.layers.inference.base import (
 )
 from sparsity.layers.inference.gather import SEARCHED, exact_set, largest, not_top_k, ranked, recall, top
 from sparsity.ops import quantised
-from sparsity.ops.sparse_matmul import whole
+from sparsity.ops.sparse_matmul import matrix, whole
 from sparsity.ops.sparsifiers import Gelu
 
 if TYPE_CHECKING:
@@ -71,6 +71,9 @@ class _Search(Inference):
     def score(self, weights: Weights, x_TxD: jax.Array, dtype: str) -> jax.Array:
         """What candidates are the largest of [T, F]."""
         raise NotImplementedError
+
+    def read_by_row(self, mlp):
+        return ("wi", "wi_gate", "wo")
 
     def bytes_read(self, mlp, d_model, itemsize, active):
         rows = itemsize * d_model * self.candidates + rows_read(mlp, d_model, itemsize, mlp.sparsifier.k)
@@ -162,7 +165,7 @@ class QuantizedSearch(_Search):
 
     def lay_out(self, params, mlp, dtype, least_F=None):
         out = super().lay_out(params, mlp, dtype, least_F)
-        return out | {"copy": quantised.quantise(np.asarray(out["wi"]["rows"]), self.bits)}
+        return out | {"copy": quantised.quantise(np.asarray(matrix(out["wi"]["rows"])), self.bits)}
 
     def bytes_searched(self, mlp, d_model, itemsize):
         """Those of the copy, of each row's scale and of its error."""

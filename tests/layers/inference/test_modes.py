@@ -14,6 +14,7 @@ from sparsity.layers.inference import INFERENCE, Dense, DenseMask, GatherOut, Lo
 from sparsity.layers.mlp import MLPConfig, SparseMLP
 from sparsity.layers.sparsify import STATS, Context
 from sparsity.layers.tail import LEAST, TAIL
+from sparsity.ops.sparse_matmul import Tiled
 from sparsity.ops.sparsifiers import SPARSIFIERS, Gelu, Relu, Silu, SoftThreshold, TopK
 from tests.ops.sparsifiers.examples import EXAMPLES
 
@@ -153,6 +154,29 @@ def test_thresholds_of_a_gated_mlp_are_of_the_first_factor():
     h = z / (1 + np.exp(-z))
     expected = (np.where(np.abs(h) < 0.75, 0, h) * (x @ w["wi_gate"])) @ w["wo"]
     np.testing.assert_allclose(module.apply({"params": weights}, X, Context()), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_that_lie_as_tpus_read_them_give_the_same(monkeypatch):
+    config = MLPConfig(F, TopK(k=K), gated=True)
+    plain = SparseMLP(config)
+    params = parameters(plain)
+    expected = plain.apply({"params": params}, X, Context())
+    by_row = {"gather_out": {"wi_gate", "wo"}, "low_rank": {"wi", "wi_gate", "wo"}, "8 bits": {"wi", "wi_gate", "wo"}}
+    for name, mode in {"gather_out": GatherOut(), **SEARCHES}.items():
+        with monkeypatch.context() as on_tpu:
+            on_tpu.setattr(jax, "default_backend", lambda: "tpu")
+            module, weights = in_mode(mode, config, params)
+        tiled = {
+            key for key, layer in weights.items() if isinstance(layer, dict) and isinstance(layer.get("rows"), Tiled)
+        }
+        assert tiled == by_row.get(name, {"wi", "wi_gate", "wo"})
+        for x in (X, jnp.tile(X, (4, 1, 1))):
+            y = module.apply({"params": weights}, x, Context())
+            np.testing.assert_allclose(
+                y, jnp.broadcast_to(expected, y.shape), 2e-6, 2e-6 * np.abs(expected).max(), err_msg=name
+            )
+    statistical = MLPConfig(F, TopK(k=K, method="statistical"))
+    assert GatherOut().read_by_row(statistical) == Threshold(3).read_by_row(config) == Dense().read_by_row(config) == ()
 
 
 @pytest.mark.parametrize("name", ["top_k", "relu"])

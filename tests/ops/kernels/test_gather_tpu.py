@@ -11,8 +11,12 @@ from jax import lax
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import SingleDeviceSharding
 
+from sparsity.layers.inference import GatherOut, LowRank
+from sparsity.layers.mlp import MLPConfig, SparseMLP
+from sparsity.layers.sparsify import Context
 from sparsity.ops.kernels import gather_tpu
 from sparsity.ops.kernels.gather_tpu import rows_dot_tpu, tile_rows, weighted_rows_tpu
+from sparsity.ops.sparsifiers import TopK
 
 F, D = 40, 256
 
@@ -225,3 +229,37 @@ def test_a_search_compiles_and_reads_neither_matrix_whole(d_model, compiled):
     for units in (16384, 16385):
         [reader] = readers(text, (units, *tiles))
         assert 'custom_call_target="tpu_custom_call"' in reader
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("chip", ["v4:2x2x1", "v5e:2x2", "v6e:2x2"])
+@pytest.mark.parametrize(
+    ("mode", "least"),
+    [(GatherOut("approx"), 0.5), (LowRank(rank=64, candidates=256), 0.0)],
+    ids=["gather_out", "low_rank"],
+)
+def test_an_mlp_in_a_mode_of_inference_reads_rows_alone(mode, least, chip, tpu_slice, monkeypatch):
+    """The layout that `lay_out` makes on a TPU: each gathered matrix is named by its kernel and by nothing else."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    d_ff = 16_384
+    config = MLPConfig(d_ff, TopK(k=K), use_bias=False, inference=mode)
+    layer = lambda *shape: {"kernel": jnp.zeros(shape)}
+    params = {"wi": layer(D_MODEL, d_ff), "wo": layer(d_ff, D_MODEL)}
+    params["predictor"] = {"read": jnp.zeros((D_MODEL, 64)), "write": jnp.zeros((64, d_ff))}  # no SVD is needed
+    weights = mode.lay_out(params, config, "bfloat16")
+    module = SparseMLP(config, "bfloat16")
+    one = SingleDeviceSharding(tpu_slice(chip)[0])
+    described = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one),
+        (weights, jnp.zeros((1, 1, D_MODEL), "bfloat16")),
+    )
+    program = jax.jit(lambda weights, x: module.apply({"params": weights}, x, Context()))
+    text = program.lower(*described).compile().as_text()
+    entry = text[text.index("\nENTRY") :]
+    tiled = re.findall(rf"(%\S+) = bf16\[{d_ff},8,128\]\S* parameter\(", entry)
+    assert len(tiled) == (1 if least else 2)
+    for name in tiled:
+        reading = [line for line in entry.splitlines() if re.search(re.escape(name) + r"[,)]", line)]
+        assert len(reading) == 1
+        assert 'custom_call_target="tpu_custom_call"' in reading[0]
+    assert not re.findall(rf"= bf16\[{d_ff},1024\]\S* (?!parameter)([\w-]+)\(", text)
