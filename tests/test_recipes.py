@@ -16,6 +16,7 @@ from sparsity.ops.sparsifiers import TopK
 from sparsity.run import Engine, RunConfig, Workdir, run, run_config, smoke
 from sparsity.spmd import MeshConfig
 from sparsity.studies import report
+from sparsity.studies.runner import expand
 from sparsity.writer import Progress
 
 # Table 2 of Price et al. has two rows above the bifurcation: they warn, and proceed.
@@ -39,7 +40,9 @@ def sweeps(path):
     module, found = load(path), {}
     for scale in SCALES:
         try:
-            found[scale] = [run_config(written) for written in module.sweep(scale)]
+            found[scale] = [
+                c for c in expand(module.sweep, scale) if isinstance(c, RunConfig)
+            ]  # others are measurements
         except ValueError as error:
             if f'no scale "{scale}"; valid: ' not in str(error):
                 raise
@@ -304,6 +307,7 @@ EVALUATED = {  # a measure of each evaluator
     "exemplars": "exemplars",
     "noise_covariance": "covariance",
     "noise_terms": "terms",
+    "inference": "inference",
 }
 
 

@@ -6,22 +6,17 @@ costs, on trained networks; study li2022/fig7 puts both together.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 
-from sparsity import recipes
 from sparsity.bench import torch_t5
-from sparsity.bench.latency import GreedySteps, MLPs, Way, slopes
+from sparsity.bench.latency import INPUTS, GreedySteps, MLPs, Way, slopes, t5_of
 from sparsity.bench.protocol import Bar, Case
 from sparsity.layers.inference import Dense, DenseMask, GatherOut, LowRank, QuantizedSearch, Threshold
-from sparsity.models.t5 import T5Config
 from sparsity.ops.sparsifiers import Relu, ShiftedRelu, TopK
-from sparsity.run import run_config
 
 SHAPES = {"base": (768, 3072), "large": (1024, 4096), "3B": (1024, 16_384), "11B": (1024, 65_536)}  # d_model, d_ff
 KS = (32, 64, 128, 256, 512)
 K, RANK, CANDIDATES = 128, 64, 256
-INPUTS = 512
 BASE_TOKENS = (32, 160)
 TOKENS_3B = (8, 24)  # of a decoder that takes a third of a second a token
 
@@ -79,7 +74,7 @@ def _mlp_case(name: str, d_model: int, d_ff: int, smoke: bool) -> Case:
 
 
 def _step_case(size: str, tokens: tuple[int, int], smoke: bool) -> Case:
-    config, classes = _t5(size, smoke)
+    config, classes = t5_of(size, smoke)
     k, rank, candidates = (8, 4, 32) if smoke else (K, RANK, CANDIDATES)
     ways = {
         "dense": Way(Relu(), Dense()),
@@ -112,16 +107,3 @@ def _step_case(size: str, tokens: tuple[int, int], smoke: bool) -> Case:
         slopes=compared,
         moved=steps.moved(),
     )
-
-
-def _t5(size: str, smoke: bool) -> tuple[T5Config, int]:
-    """T5 of this size in float32 and the size of its vocabulary; of one larger than base, one layer of the encoder."""
-    config = recipes.t5_c4(size)
-    config.model.dtype, config.mesh.data = "float32", 1
-    config.data = {"name": "mock_spans", "length": INPUTS, "classes": 32_128}
-    if smoke:
-        config.model.update({"d_model": 32, "layers": 2, "decoder_layers": 2, "heads": 2, "head_dim": 8})
-        config.model.mlp.d_ff, config.data.classes = 64, 384
-    run = run_config(config)
-    model = dataclasses.replace(run.model, decoder_layers=run.model.depth("decoder"))
-    return (model if size == "base" else dataclasses.replace(model, layers=1)), run.data.classes

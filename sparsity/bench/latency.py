@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparsity import recipes
 from sparsity.bench.protocol import STREAM_BYTES
 from sparsity.decode.generate import make_generate
 from sparsity.decode.weights import prepared, unstacked
@@ -26,9 +27,11 @@ from sparsity.layers.sparsify import Context
 from sparsity.models.t5 import DECODER, T5Config
 from sparsity.ops.sparse_matmul import TOKENS
 from sparsity.ops.sparsifiers import Sparsifier
+from sparsity.run.config import run_config
 
 Run = Callable[[], Any]
-FLOAT = 4  # bytes; all of this is float32
+FLOAT = 4  # bytes of a weight in float32
+INPUTS = 512  # tokens that are read
 WORKING_SET = STREAM_BYTES + STREAM_BYTES // 2  # that an arm goes through, several times the last-level cache
 MEMORY = 0.6  # of the machine's, that a case may take
 
@@ -141,7 +144,8 @@ class GreedySteps:
 
     def __init__(self, config: T5Config, classes: int, inputs: int, tokens: tuple[int, int], ways: Mapping[str, Way]):
         self.classes, self.tokens, self.ways = classes, tokens, ways
-        layers = layers_that_fit(config, len(ways))
+        self.itemsize = jnp.dtype(config.dtype).itemsize
+        layers = layers_that_fit(config, len({_layout(way.mode) for way in ways.values()}), self.itemsize)
         self.config = dataclasses.replace(config, decoder_layers=layers)
         self.inputs = np.random.default_rng(0).integers(2, classes, (1, inputs)).astype(np.int32)
         self.segments = np.ones_like(self.inputs)
@@ -153,10 +157,13 @@ class GreedySteps:
         init = jax.jit(lambda: module.init(jax.random.key(0), *read, Context())["params"])
         # The stacked parameters are gone when others are laid out.
         config, params = unstacked(self.config, flax.core.meta.unbox(init()))
-        out = {}
+        params = jax.tree.map(lambda x: x.astype(config.dtype), params)
+        out, laid_out = {}, {}
         for name, way in self.ways.items():
             one = dataclasses.replace(config, mlp=dataclasses.replace(config.mlp, sparsifier=way.sparsifier))
-            one, weights = prepared(one, params, way.mode)
+            if _layout(way.mode) not in laid_out:
+                laid_out[_layout(way.mode)] = prepared(one, params, way.mode)[1]
+            one, weights = prepared(one, {}, way.mode)[0], laid_out[_layout(way.mode)]
             for n in self.tokens:
                 generate = make_generate(one.build(self.classes), n, end=None)
                 out[f"{name}, {n}"] = functools.partial(generate, weights, self.inputs, self.segments)
@@ -169,15 +176,15 @@ class GreedySteps:
 
     def moved(self) -> dict[str, float]:
         """Bytes that they read: weights, and keys and values of the inputs; those of earlier targets are left out."""
-        cfg, more = self.config, self.tokens[1] - self.tokens[0]
+        cfg, size, more = self.config, self.itemsize, self.tokens[1] - self.tokens[0]
         inner = cfg.heads * cfg.head_dim
         attention = 6 * cfg.d_model * inner + 2 * self.inputs.shape[1] * inner
         out = {}
         for name, way in self.ways.items():
             active = active_units(way.sparsifier, cfg.mlp.d_ff)
-            mlp = way.mode.bytes_read(way.of(cfg.mlp.d_ff), cfg.d_model, FLOAT, active)
-            layers = cfg.depth(DECODER) * (FLOAT * attention + mlp)
-            out[name] = more * (layers + FLOAT * cfg.d_model * self.classes)
+            mlp = way.mode.bytes_read(way.of(cfg.mlp.d_ff), cfg.d_model, size, active)
+            layers = cfg.depth(DECODER) * (size * attention + mlp)
+            out[name] = more * (layers + size * cfg.d_model * self.classes)
         return out
 
 
@@ -186,11 +193,17 @@ def slopes(names: Iterable[str], tokens: tuple[int, int]) -> dict[str, tuple[str
     return {name: (f"{name}, {tokens[1]}", f"{name}, {tokens[0]}") for name in names}
 
 
-def layers_that_fit(config: T5Config, ways: int) -> int:
-    """Layers of the decoder, at most the config's own and at least one, of which memory holds weights for all ways."""
+def _layout(mode: Inference) -> tuple[Any, ...]:
+    """What the weights of a mode depend on: modes that differ in other settings share them."""
+    return (type(mode), *(getattr(mode, name, None) for name in ("rank", "bits")))
+
+
+def layers_that_fit(config: T5Config, layouts: int, itemsize: int = FLOAT) -> int:
+    """Layers of the decoder, at most the config's own and at least one, of which memory holds so many layouts."""
     inner = 8 * config.d_model * config.heads * config.head_dim
     mlp = 2 * config.d_model * config.mlp.d_ff
-    largest = FLOAT * max(2 * (inner + mlp), inner + (1 + ways) * mlp)  # when stacks are taken apart, and at the end
+    # When stacks are taken apart, in float32, and at the end.
+    largest = max(2 * FLOAT * (inner + mlp), itemsize * (inner + (1 + layouts) * mlp))
     return int(np.clip(MEMORY * memory() / largest, 1, config.depth(DECODER)))
 
 
@@ -198,3 +211,20 @@ def memory() -> int:
     """Bytes of the device's memory, or of the host's where that is the device."""
     stats = jax.devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
     return stats["bytes_limit"] if stats else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def t5_of(size: str, smoke: bool) -> tuple[T5Config, int]:
+    """T5 of this size and the size of its vocabulary; of one larger than base, one layer of the encoder.
+
+    It is in float32 on CPUs, which have no product of bfloat16, and in bfloat16 elsewhere.
+    """
+    config = recipes.t5_c4(size)
+    config.mesh.data = 1
+    config.model.dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    config.data = {"name": "mock_spans", "length": INPUTS, "classes": 32_128}
+    if smoke:
+        config.model.update({"d_model": 32, "layers": 2, "decoder_layers": 2, "heads": 2, "head_dim": 8})
+        config.model.mlp.d_ff, config.data.classes = 64, 384
+    run = run_config(config)
+    model = dataclasses.replace(run.model, decoder_layers=run.model.depth("decoder"))
+    return (model if size == "base" else dataclasses.replace(model, layers=1)), run.data.classes

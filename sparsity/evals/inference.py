@@ -71,12 +71,17 @@ def inference(subject: Subject) -> Result:
 def modes_of(mlp: MLPConfig, d_model: int, config: EvalConfig) -> dict[str, Inference]:
     """The modes that read less than all of an MLP, by name: those that its sparsifier permits.
 
-    `quantized_search` takes what its candidates give, proven or not.
+    `quantized_search` takes what its candidates give, proven or not; more candidates than units are all units.
+
+    Raises:
+      ConfigError: fewer candidates than the units that are to be found.
     """
     modes: dict[str, Inference] = {}
     if isinstance(mlp.sparsifier, TopK):
         k, recall = mlp.sparsifier.k, mlp.sparsifier.recall_target
-        candidates, rank = config.candidates or min(2 * k, mlp.d_ff), config.rank or mlp.predictor or -(-d_model // 16)
+        candidates, rank = min(config.candidates or 2 * k, mlp.d_ff), config.rank or mlp.predictor or -(-d_model // 16)
+        if candidates < k:
+            raise ConfigError(f"evals.candidates: {candidates} are fewer than the k {k} units that are to be found")
         modes["gather_out"] = GatherOut()
         # Elsewhere `approx_max_k` is an exact search.
         if mlp.sparsifier.method == "exact" and predict_approx(mlp.d_ff, k, recall, jax.default_backend()) is not None:

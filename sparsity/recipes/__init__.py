@@ -66,6 +66,7 @@ from sparsity.recipes.li2022 import (
     vit_digits,
     vit_model,
     with_next_sentence,
+    with_predictor,
     with_top_k,
 )
 from sparsity.recipes.li2022_embedded import (

@@ -336,3 +336,17 @@ def with_top_k(config: ConfigDict, k: int) -> ConfigDict:
     config.model.mlp.sparsifier = ConfigDict({"name": "top_k", "k": k, "act": "relu", "method": "exact"})
     config.name = f"{config.name}_top_{k}"
     return config
+
+
+def with_predictor(config: ConfigDict, rank: int, candidates: int) -> ConfigDict:
+    """`config`, of a Top-k language model, with a predictor of this rank trained beside every MLP, and measured.
+
+    Args:
+      candidates: that the search is measured with.
+    """
+    config = config.copy_and_resolve_references()
+    config.model.mlp.predictor = rank
+    config.evals.names = (*config.evals.names, "inference")
+    config.evals.candidates = candidates
+    config.name = f"{config.name}_r{rank}"
+    return config

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from sparsity import config as config_lib
+from sparsity.bench.measurement import LATENCY, LatencyConfig, latency_config, measure_latency
 from sparsity.config import ConfigError
 from sparsity.run import Engine, Outcome, RunConfig, Workdir, directory_name, run, run_config, start_of
 from sparsity.studies import draw, report
@@ -22,12 +23,14 @@ from sparsity.studies.judge import Claim, Judgement, judge
 from sparsity.studies.report import Row
 from sparsity.writer import Progress, write_bytes, write_json, write_text
 
+Config = RunConfig | LatencyConfig
+
 
 @dataclasses.dataclass(frozen=True)
 class Record:
     """One run of a study: its config, its files and how it ended."""
 
-    config: RunConfig
+    config: Config
     files: Workdir
     outcome: Outcome
 
@@ -83,7 +86,7 @@ class Part:
             raise ConfigError(f"--shard: expected i/n with i from 0 to n - 1, got {shard!r}")
         return cls({key: value for key, _, value in pairs}, (int(found[1]), int(found[2])))
 
-    def of(self, configs: Sequence[RunConfig]) -> list[RunConfig]:
+    def of(self, configs: Sequence[Config]) -> list[Config]:
         """The runs chosen. Raises ConfigError for a key that no run has, or a choice of none."""
         flat = [config_lib.flatten(config_lib.to_dict(c)) for c in configs]
         known = {key for f in flat for key in f}
@@ -95,7 +98,7 @@ class Part:
         ]
         if self.only and not chosen:
             raise ConfigError(f"--only: no run has {', '.join(f'{k}={v}' for k, v in self.only.items())}")
-        families: dict[str, list[RunConfig]] = {}
+        families: dict[str, list[Config]] = {}
         for config in chosen:
             families.setdefault(directory_name(_first(config)), []).append(config)
         share = list(families.values())[self.shard[0] :: self.shard[1]]
@@ -107,9 +110,10 @@ class Part:
         return not self.only and self.shard == (0, 1)
 
 
-def _first(config: RunConfig) -> RunConfig:
+def _first(config: Config) -> Config:
     """The run that a run starts from, and that one, and so on to one that starts from none."""
-    return config if config.start is None else _first(config.start)
+    start = getattr(config, "start", None)
+    return config if start is None else _first(start)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,14 +129,15 @@ def study(name: str, table: Mapping[str, Study]) -> Study:
     return config_lib.lookup(table, name, "study")
 
 
-def expand(sweep: Callable[[str], Sequence[Any]], scale: str) -> list[RunConfig]:
-    """The typed configs of a sweep, all checked before the first one runs.
+def expand(sweep: Callable[[str], Sequence[Any]], scale: str) -> list[Config]:
+    """The typed configs of a sweep, all checked before the first one runs; those of kind "latency" are measurements.
 
     Raises:
       ConfigError: a scale the sweep lacks, a bad config, or two runs of one name.
     """
     try:
-        configs = [run_config(section) for section in sweep(scale)]
+        typed = lambda section: latency_config(section) if section.get("kind") == LATENCY else run_config(section)
+        configs = [typed(section) for section in sweep(scale)]
     except ConfigError:
         raise
     except ValueError as error:
@@ -143,7 +148,7 @@ def expand(sweep: Callable[[str], Sequence[Any]], scale: str) -> list[RunConfig]
     return configs
 
 
-def run_directory(workdir: Path, config: RunConfig) -> Path:
+def run_directory(workdir: Path, config: Config) -> Path:
     """W/runs/<name>-<config hash>: studies with a run in common share its directory."""
     return workdir / "runs" / directory_name(config)
 
@@ -179,17 +184,21 @@ def cost(config: RunConfig, devices: list | None = None) -> Cost:
     )
 
 
-def plan(
-    configs: Sequence[RunConfig], workdir: Path, directory: Callable[[Path, RunConfig], Path] = run_directory
-) -> str:
+def plan(configs: Sequence[Config], workdir: Path, directory: Callable[[Path, Any], Path] = run_directory) -> str:
     """One line a run, as text: its `Cost`, and how it ended in its directory, or that it is to do. Runs nothing.
+
+    Of measurements the cost is left out.
 
     Raises:
       WorkdirError: a directory belongs to another config.
     """
     rows = [("run", "parameters", "training FLOPs", "state", "status")]
     for config in configs:
-        one, ended = cost(config), Workdir(directory(workdir, config)).ended(config)
+        files = Workdir(directory(workdir, config))
+        if isinstance(config, LatencyConfig):
+            rows.append((config.name, "", "", "", "to do" if files.read_outcome() is None else "finished"))
+            continue
+        one, ended = cost(config), files.ended(config)
         status = "to do" if ended is None else ended.status
         size = f"{one.state_bytes / 2**20:,.1f} MiB"
         rows.append((config.name, f"{one.parameters:,}", f"{one.training_flops:.3g}", size, status))
@@ -234,7 +243,8 @@ def run_study(
         files = Workdir(run_directory(workdir, config))
         if len(configs) > 1 and clock.to_do[i]:
             progress.say(f"run {i + 1} of {len(configs)}: {config.name}{clock.left(i)}")
-        outcome = run(config, files.path, progress)
+        do = measure_latency if isinstance(config, LatencyConfig) else run
+        outcome = do(config, files.path, progress)
         clock.done(i)
         # Hundreds of runs are read in the study's own table; `launch.train` makes the page of one when asked.
         if not study.table and outcome.status == "finished" and not files.report.exists():

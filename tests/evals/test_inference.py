@@ -129,7 +129,7 @@ def test_modes_are_those_that_the_sparsifier_permits(monkeypatch):
         "quantized_search_4": QuantizedSearch(candidates=2 * K, bits=4, fallback=False),
     }
     assert of(TopK(k=K), predictor=5)["low_rank"].rank == 5
-    assert of(TopK(k=20))["low_rank"].candidates == F
+    assert of(TopK(k=20))["low_rank"].candidates == F  # twice k would be more
     assert of(TopK(k=K, anneal=9)).keys() == of(TopK(k=K)).keys()
     assert of(TopK(k=K, method="statistical")) == {"gather_out": GatherOut()}
     assert of(Relu()) == {"threshold": Threshold(capacity=F)}
@@ -153,5 +153,7 @@ def test_what_cannot_be_measured_is_refused(model, message):
     subject = dataclasses.replace(language_subject(TEXT, GPT2, None), model=model)
     with pytest.raises(ConfigError, match=message):
         inference(subject)
+    with pytest.raises(ConfigError, match=r"evals\.candidates: 2 are fewer than the k 3 units"):
+        modes_of(GPT2.mlp, 8, EvalConfig(names=(), candidates=2))
     with pytest.raises(ValueError, match="candidates: must be at least 0, got -1"):
         EvalConfig(names=(), candidates=-1)

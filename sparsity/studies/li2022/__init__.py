@@ -1,6 +1,7 @@
 """Li et al. 2022, "Large Models are Parsimonious Learners" ("The Lazy Neuron Phenomenon"): a file for each study."""
 
 from sparsity.studies.li2022.bert import BERT
+from sparsity.studies.li2022.fig7 import FIG7
 from sparsity.studies.li2022.front import FRONT
 from sparsity.studies.li2022.mixer import MIXER_STUDY
 from sparsity.studies.li2022.optimizers import OPTIMIZERS
@@ -26,6 +27,7 @@ LI2022 = (
     VIT_CAUSES,
     T5_TOP_K,
     VIT_TOP_K,
+    FIG7,
     TABLE_1,
     THEOREM,
     BERT,
