@@ -31,6 +31,7 @@ def benchmark() -> int:
         print(*protocol.table(records[-1:]).splitlines()[2:], sep="\n", flush=True)
         header = {"suite": _SUITE.value, "rounds": rounds, "smoke": _SMOKE.value, "machine": protocol.machine()}
         write_json(out, header | {"cases": records})
+        del case  # its arrays, before the next one makes its own
     print(protocol.table(records))
     return cli.DONE
 

@@ -1,6 +1,6 @@
 """What a token costs: arms that compute MLPs, or a whole greedy step of a T5, in a mode of inference, and their bytes.
 
-Weights are random, and every input is a new one. Times do not depend on the weights; what a low rank finds does.
+Weights are random: times do not depend on them, but what a low rank finds does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sparsity.decode.weights import prepared, unstacked
 from sparsity.layers.inference import Inference
 from sparsity.layers.mlp import MLPConfig, SparseMLP
 from sparsity.layers.sparsify import Context
-from sparsity.models.t5 import DECODER, T5Config
+from sparsity.models.t5 import DECODER, ENCODER, T5Config
 from sparsity.ops.sparse_matmul import TOKENS
 from sparsity.ops.sparsifiers import Sparsifier
 from sparsity.run.config import run_config
@@ -49,7 +49,10 @@ class Way:
 
 
 class MLPs:
-    """As many random MLPs of one shape as no cache holds, one after the other.
+    """As many random MLPs of one shape as no cache holds, one after the other, with an input that is new in every call.
+
+    No cache holds them read whole; rows alone might stay in one, were it not for the arms in between that are read
+    whole. All of it is float32.
 
     Args:
       smoke: two of them, whatever their size.
@@ -65,6 +68,7 @@ class MLPs:
             for _ in range(self.layers)
         ]
         self.inputs = [_normalised(jnp.asarray(normal(1, 1, d_model))) for _ in range(64)]
+        self._laid_out: dict[tuple[Any, ...], Any] = {}
 
     def run(self, way: Way) -> tuple[Run, float, dict[str, float]]:
         """What computes all of them for one token, the bytes that it reads, and what it does with few tokens.
@@ -72,12 +76,17 @@ class MLPs:
         Each reads what the one before it wrote, normalised, so that no two are computed at once.
         """
         config, mode = way.of(self.d_ff), way.mode
-        lay_out = lambda params: mode.lay_out(params, config, "float32") if mode.lays_out else params
-        weights = jax.tree.map(jnp.asarray, [lay_out(params) for params in self.params])
+        if _layout(mode) not in self._laid_out:
+            lay_out = lambda params: mode.lay_out(params, config, "float32") if mode.lays_out else params
+            self._laid_out[_layout(mode)] = jax.tree.map(jnp.asarray, [lay_out(params) for params in self.params])
+        weights = self._laid_out[_layout(mode)]
         module = SparseMLP(dataclasses.replace(config, inference=mode))
-        bytes_read = self.layers * mode.bytes_read(config, self.d_model, FLOAT, active_units(way.sparsifier, self.d_ff))
+        bytes_read = mode.bytes_read(config, self.d_model, FLOAT, active_units(way.sparsifier, self.d_ff))
+        quality = self._quality(way, weights[0])
+        if getattr(mode, "fallback", False):  # tokens without a proof read W_i whole
+            bytes_read += (1 - quality["certified"]) * FLOAT * self.d_model * self.d_ff
         run = self._chained(lambda layer, x: module.apply({"params": layer}, x, Context()), weights)
-        return run, bytes_read, self._quality(way, weights[0])
+        return run, self.layers * bytes_read, quality
 
     def dense(self, wi: str, wo: str) -> tuple[Run, float]:
         """ReLU MLPs whose matrices lie in memory as these axes say: wi "df" (as Flax has it) or "fd", wo "fd" or "df".
@@ -87,8 +96,10 @@ class MLPs:
         turned = lambda kernel, axes, flax: jnp.asarray(kernel if axes == flax else kernel.T)
         weights = [(turned(p["wi"]["kernel"], wi, "df"), turned(p["wo"]["kernel"], wo, "fd")) for p in self.params]
 
+        product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)  # as the modes'
+
         def apply(layer, x):
-            return jnp.einsum(f"blf,{wo}->bld", jnp.maximum(jnp.einsum(f"bld,{wi}->blf", x, layer[0]), 0), layer[1])
+            return product(f"blf,{wo}->bld", jnp.maximum(product(f"bld,{wi}->blf", x, layer[0]), 0), layer[1])
 
         return self._chained(apply, weights), self.layers * 2.0 * FLOAT * self.d_model * self.d_ff
 
@@ -134,7 +145,7 @@ def _normalised(x: jax.Array) -> jax.Array:
 
 
 class GreedySteps:
-    """Greedy decoding of one row by a T5 with random weights, in several ways; its encoder is as the config says.
+    """Greedy decoding of one row by a T5 with random weights, in several ways, always of the same inputs.
 
     Args:
       config: any sparsifier: each way has its own. Its decoder has as many layers as memory holds in all ways together.
@@ -145,7 +156,7 @@ class GreedySteps:
     def __init__(self, config: T5Config, classes: int, inputs: int, tokens: tuple[int, int], ways: Mapping[str, Way]):
         self.classes, self.tokens, self.ways = classes, tokens, ways
         self.itemsize = jnp.dtype(config.dtype).itemsize
-        layers = layers_that_fit(config, len({_layout(way.mode) for way in ways.values()}), self.itemsize)
+        layers = layers_that_fit(config, classes, len({_layout(way.mode) for way in ways.values()}), self.itemsize)
         self.config = dataclasses.replace(config, decoder_layers=layers)
         self.inputs = np.random.default_rng(0).integers(2, classes, (1, inputs)).astype(np.int32)
         self.segments = np.ones_like(self.inputs)
@@ -198,13 +209,17 @@ def _layout(mode: Inference) -> tuple[Any, ...]:
     return (type(mode), *(getattr(mode, name, None) for name in ("rank", "bits")))
 
 
-def layers_that_fit(config: T5Config, layouts: int, itemsize: int = FLOAT) -> int:
-    """Layers of the decoder, at most the config's own and at least one, of which memory holds so many layouts."""
-    inner = 8 * config.d_model * config.heads * config.head_dim
+def layers_that_fit(config: T5Config, classes: int, layouts: int, itemsize: int = FLOAT) -> int:
+    """Layers of the decoder, at most the config's own and at least one, of which memory holds so many layouts.
+
+    Largest is what is there while stacks are taken apart, all of it twice in float32, or at the end.
+    """
+    attention = 4 * config.d_model * config.heads * config.head_dim
     mlp = 2 * config.d_model * config.mlp.d_ff
-    # When stacks are taken apart, in float32, and at the end.
-    largest = max(2 * FLOAT * (inner + mlp), itemsize * (inner + (1 + layouts) * mlp))
-    return int(np.clip(MEMORY * memory() / largest, 1, config.depth(DECODER)))
+    rest = config.depth(ENCODER) * (attention + mlp) + config.d_model * classes
+    apart = (MEMORY * memory() - 2 * FLOAT * rest) / (2 * FLOAT * (2 * attention + mlp))
+    at_the_end = (MEMORY * memory() - itemsize * rest) / (itemsize * (2 * attention + (1 + layouts) * mlp))
+    return int(np.clip(min(apart, at_the_end), 1, config.depth(DECODER)))
 
 
 def memory() -> int:
@@ -214,7 +229,7 @@ def memory() -> int:
 
 
 def t5_of(size: str, smoke: bool) -> tuple[T5Config, int]:
-    """T5 of this size and the size of its vocabulary; of one larger than base, one layer of the encoder.
+    """T5 of this size and the size of its vocabulary; of one other than base, one layer of the encoder.
 
     It is in float32 on CPUs, which have no product of bfloat16, and in bfloat16 elsewhere.
     """

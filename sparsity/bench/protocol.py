@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 ROUNDS = 30
@@ -114,9 +115,16 @@ def ratio(arm: list[float], base: list[float], resamples: int = 2000) -> Ratio:
 
 
 def stream_read(size: int = STREAM_BYTES) -> float:
-    """Gigabytes per second of summing an array larger than the caches, best of five."""
-    x = np.ones(size // 8)
-    best = min(_timed(x.sum) for _ in range(5))
+    """Gigabytes per second of reading an array larger than the caches once, by all threads of the device, best of five.
+
+    It is a matrix's product with a vector, which every backend splits among its threads; a sum not every one does.
+    """
+    columns = 1024
+    x, v = jnp.ones((max(1, size // 4 // columns), columns), jnp.float32), jnp.ones(columns, jnp.float32)
+    product = jax.jit(lambda x, v: jnp.dot(x, v, precision=jax.lax.Precision.HIGHEST))
+    read = lambda: product(x, v).block_until_ready()
+    read()
+    best = min(_timed(read) for _ in range(5))
     return x.nbytes / best / 1e9
 
 

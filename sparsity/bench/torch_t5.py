@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,8 +16,8 @@ from sparsity.run import RunConfig
 
 
 def available() -> bool:
-    """Whether torch and `transformers` are installed."""
-    return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+    """Whether torch and `transformers` are installed, and ours computes where they do, on the CPU."""
+    return jax.default_backend() == "cpu" and all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
 
 
 def model_of(model: T5Config, classes: int) -> Any:

@@ -54,6 +54,7 @@ def with_top_k(subject: Subject, k: int) -> Subject:
     """`subject` with the k largest positive units of every MLP kept, all of them if there are no more than k."""
     mlp = subject.model.mlp
     phi = TopK(k) if k < mlp.d_ff else Relu()
-    # The weights are there. An initialisation that Top-k has not, such as the edge of chaos, would be refused.
-    model = dataclasses.replace(subject.model, mlp=dataclasses.replace(mlp, sparsifier=phi, init="xavier"))
+    # The weights are there. What ReLU or Top-k has not, an edge of chaos or a predictor, would be refused.
+    mlp = dataclasses.replace(mlp, sparsifier=phi, init="xavier", predictor=0)
+    model = dataclasses.replace(subject.model, mlp=mlp)
     return dataclasses.replace(subject, model=model, predict=subject.predict_as(model))

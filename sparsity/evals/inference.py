@@ -17,6 +17,9 @@ from sparsity.layers.inference import DenseMask, GatherOut, Inference, LowRank, 
 from sparsity.layers.inference.base import Alone, Diagnosis
 from sparsity.layers.mlp import MLPConfig
 from sparsity.layers.sparsify import STATS, Context
+from sparsity.models.gpt2 import GPT2Config
+from sparsity.models.llama import LlamaConfig
+from sparsity.models.t5 import T5Config
 from sparsity.ops.sparsifiers import TopK
 from sparsity.ops.top_k import predict_approx
 
@@ -55,17 +58,25 @@ def inference(subject: Subject) -> Result:
     Raises:
       ConfigError: a model that does not decode, or whose sparsifier permits no mode but the dense ones.
     """
-    mlp = getattr(subject.model, "mlp", None)
-    modes = {} if mlp is None else modes_of(mlp, subject.model.d_model, subject.config)
-    if not modes:
-        raise ConfigError(
-            f"evals.names: inference: {_kind(mlp)} permits no mode but dense ones: train with zeros or Top-k"
-        )
+    modes = check_inferable(subject.model, subject.config)
     exact = read(subject, DenseMask())
     measures: list[Measure] = []
     for name, mode in modes.items():
         measures += measures_of(name, mode, subject, read(subject, Alone(mode)), exact)
     return Result(tuple(measures))
+
+
+def check_inferable(model: Any, config: EvalConfig) -> dict[str, Inference]:
+    """The modes that will be measured. Raises ConfigError if there are none, or the model does not decode."""
+    if not isinstance(model, T5Config | GPT2Config | LlamaConfig):
+        raise ConfigError(
+            f"evals.names: inference: {type(model).__name__} is not a model that decodes: T5, GPT-2, Llama"
+        )
+    modes = modes_of(model.mlp, model.d_model, config)
+    if not modes:
+        kind = type(model.mlp.sparsifier).__name__
+        raise ConfigError(f"evals.names: inference: {kind} permits no mode but dense ones: train with zeros or Top-k")
+    return modes
 
 
 def modes_of(mlp: MLPConfig, d_model: int, config: EvalConfig) -> dict[str, Inference]:
@@ -99,10 +110,6 @@ def _at_end(sparsifier):
     return dataclasses.replace(sparsifier, anneal=0) if isinstance(sparsifier, TopK) else sparsifier
 
 
-def _kind(mlp: MLPConfig | None) -> str:
-    return "a model without MLPs of one setting" if mlp is None else f"sparsifier {type(mlp.sparsifier).__name__}"
-
-
 def read(subject: Subject, mode: Inference) -> Read:
     """The targets of the split, read in `mode` on one device.
 
@@ -123,7 +130,9 @@ def read(subject: Subject, mode: Inference) -> Read:
         return nats_BxT, logits.argmax(-1), new.get(STATS, {})
 
     parts: list[tuple[Any, ...]] = []
-    for part in eval_batches(subject.source.model_input(subject.split.arrays()), subject.config.batch):
+    # The batch of the evaluation is that of the whole mesh.
+    batch = max(1, subject.config.batch // (1 if subject.mesh is None else subject.mesh.shape["data"]))
+    for part in eval_batches(subject.source.model_input(subject.split.arrays()), batch):
         counted = part["weight"] > 0
         nats, said, stats = jax.device_get(program(params, part))
         real = part["target_segments"] > 0 if "target_segments" in part else np.ones(nats.shape, bool)

@@ -91,6 +91,8 @@ class MLPConfig:
                 raise ValueError(f"{field}.{error}") from error
         if self.predictor < 0 or (self.predictor and not isinstance(self.sparsifier, TopK)):
             raise ValueError(f"predictor: a rank of at least 0, and 0 but for top_k, is needed, got {self.predictor}")
+        if self.predictor and self.gate is not None:
+            raise ValueError("predictor: with a gate units are not zero by Top-k alone")
         if self.inference is not None:
             self.inference.check(self)
         if self.init == "edge_of_chaos":

@@ -17,9 +17,10 @@ class Predictor(nn.Module):
 
     Its loss on a token is that of a softmax over units which is to be uniform on those that are not zero, S:
     -1/|S| sum_{i in S} log softmax(s)_i, less its least value log |S|; 0 where S is empty. It knows the order of s
-    alone, which is all that `layers.inference.LowRank` reads of it. The network is not changed: no gradient reaches x,
-    b or h. Jointly trained predictors of this rank are Jaszczur et al. 2021's controller and You et al. 2025's; this
-    loss is ours. Parameters: `read` P [D, r], `write` Q [r, F], F sharded over the mesh's model axis.
+    alone, which is all that `layers.inference.LowRank` reads of it. No gradient reaches x, b or h: the network trains
+    as without it, but where the norm of all gradients together is clipped. Predictors of this rank, trained with their
+    network, are Jaszczur et al. 2021's controller and You et al. 2025's; this loss is ours. Parameters: `read` P
+    [D, r], `write` Q [r, F], F sharded over the mesh's model axis.
 
     Attributes:
       rank: r.

@@ -163,8 +163,8 @@ class Layer(nn.Module):
             y_BxLxD = rms_norm("norm_cross", cfg.dtype)(x_BxLxD)
             x_BxLxD = x_BxLxD + drop(attend("cross", True)(y_BxLxD, ctx, None, memory_mask, memory_BxMxD))
         y_BxLxD = rms_norm("norm_mlp", cfg.dtype)(x_BxLxD)
-        # An encoder reads all of its tokens at once, once: its MLPs stay as they were trained.
-        mlp = cfg.mlp if self.decoder else dataclasses.replace(cfg.mlp, inference=None)
+        # An encoder reads all of its tokens at once, once: its MLPs stay as trained, and nothing is predicted.
+        mlp = cfg.mlp if self.decoder else dataclasses.replace(cfg.mlp, inference=None, predictor=0)
         y_BxLxD = drop(SparseMLP(mlp, cfg.dtype, name="mlp")(y_BxLxD, ctx))
         x_BxLxD = (x_BxLxD if skip is None else x_BxLxD * skip.astype(x_BxLxD.dtype)) + y_BxLxD
         self.sow(HIDDEN, "x", x_BxLxD, reduce_fn=lambda _, new: new, init_fn=lambda: None)

@@ -15,6 +15,7 @@ from sparsity.config import one_of
 from sparsity.data import SOURCES
 from sparsity.evals import EVALS, TASKS
 from sparsity.evals.imposed import check_imposable
+from sparsity.evals.inference import check_inferable
 from sparsity.evals.result import EvalConfig
 from sparsity.models import MODELS, shape_of
 from sparsity.ops.noise import NOISES, NoiseConfig
@@ -81,6 +82,10 @@ class RunConfig:
                 if TASKS.get(name, self.model.task) != self.model.task:
                     task = self.model.task
                     raise ValueError(f"evals.{field}: {name} scores {TASKS[name]}, and the model's task is {task}")
+        if "inference" in self.evals.during:
+            raise ValueError("evals.during: inference is measured when training has ended, by evals.names")
+        if "inference" in self.evals.names:
+            check_inferable(self.model, self.evals)
         if self.evals.imposed_k:
             check_imposable(self.model)
         if self.evals.imagenet_c is not None and self.model.task != "classification":

@@ -7,14 +7,17 @@ import numpy as np
 import pytest
 
 from sparsity.config import ConfigError, build
+from sparsity.decode.weights import unstacked
 from sparsity.layers.inference import LowRank
 from sparsity.layers.mlp import MLPConfig, SparseMLP
 from sparsity.layers.predictor import PREDICTED
 from sparsity.layers.sparsify import Context
 from sparsity.models.gpt2 import GPT2Config
-from sparsity.ops.sparsifiers import TopK
+from sparsity.models.t5 import T5Config
+from sparsity.ops.sparsifiers import Relu, TopK
 from sparsity.train.losses import language
-from sparsity.train.step import Objective
+from sparsity.train.state import TrainState
+from sparsity.train.step import Objective, gradients
 
 D, F, K, RANK = 5, 12, 3, 2
 X = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, D)), jnp.float32)
@@ -107,8 +110,38 @@ def test_training_adds_the_losses_of_all_layers_to_every_token():
     np.testing.assert_allclose(total, sums.loss + expected, rtol=1e-6)
 
 
+def test_of_scanned_layers_none_is_lost_whatever_is_computed_again():
+    """Of a T5, whose encoder has no predictors: there is no use for them."""
+    mlp = MLPConfig(F, TopK(k=K), use_bias=False, predictor=RANK)
+    scanned = T5Config(mlp=mlp, d_model=4, layers=1, decoder_layers=3, heads=2, head_dim=2, remat="full", dropout=0.0)
+    tokens, ones = jnp.asarray(np.random.default_rng(2).integers(2, 9, (4, 6)), jnp.int32), jnp.ones((4, 6), jnp.int32)
+    params = parameters(scanned.build(9), tokens, tokens, ones, ones, Context())
+    assert "predictor" not in params["encoder"]["layers"]["mlp"]
+    batch = {"inputs": tokens, "decoder_inputs": tokens, "targets": tokens}
+    batch |= {"input_segments": ones, "target_segments": ones}
+    single, unrolled = unstacked(scanned, params)
+
+    def of(config, params, accumulate):
+        objective = Objective(config.build(9), config, language, seed=0)
+        compute = gradients(objective, record=False, accumulate=accumulate)
+        return compute(TrainState(jnp.int32(0), params, None, {}), batch)[:2]
+
+    expected, per_layer = of(single, unrolled, 1)
+    (sums, penalty), grads = of(scanned, params, 2)
+    np.testing.assert_allclose(penalty, expected[1], rtol=1e-5)
+    np.testing.assert_allclose(sums.loss, expected[0].loss, rtol=1e-5)
+    for name in ("read", "write"):
+        stacked = grads["decoder"]["layers"]["mlp"]["predictor"][name]
+        for i in range(3):
+            one = per_layer["decoder"][f"layers_{i}"]["mlp"]["predictor"][name]
+            np.testing.assert_allclose(stacked[i], one, rtol=1e-4, atol=1e-7)
+            assert np.any(one)
+
+
 @pytest.mark.parametrize("section", [{"predictor": -1}, {"predictor": 2, "sparsifier": {"name": "relu"}}])
 def test_ranks_that_cannot_be_are_refused(section):
     with pytest.raises(ConfigError, match=r"^config\.predictor: a rank of at least 0, and 0 but for top_k, is needed"):
         build(MLPConfig, {"d_ff": F, "sparsifier": {"name": "top_k", "k": K}} | section)
     assert MLPConfig(64, TopK(k=8), predictor=16).reduced(1).predictor == 4
+    with pytest.raises(ValueError, match="predictor: with a gate units are not zero by Top-k alone"):
+        MLPConfig(F, TopK(k=K), gated=True, gate=Relu(), predictor=2)

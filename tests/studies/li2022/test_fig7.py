@@ -23,7 +23,7 @@ PAPERS = {
 def records(tmp_path):
     """records(less, recall, rise): of every run, as it might have ended; `less[size][k]` is the time saved."""
 
-    def of(less=PAPERS, recall=0.97, rise=0.002, spread=0.01):
+    def of(less=PAPERS, recall=0.97, rise=0.002, spread=0.01, steady=True):
         out, rng = [], np.random.default_rng(0)
         for config in configs(STUDY):
             if isinstance(config, LatencyConfig):
@@ -42,6 +42,7 @@ def records(tmp_path):
                 record = {
                     "bars": bars,
                     "seconds": seconds,
+                    "steady": steady,
                     "facts": facts,
                     "rates": {arm: {"ms": 800.0} for arm in arms},
                 }
@@ -70,6 +71,12 @@ def test_rounds_that_differ_by_more_than_models_leave_it_undecided(records, verd
     same = {size: dict.fromkeys((32, 64, 128, 256, 512), 0.05) for size in SIZES}
     found = verdicts(FIG7, records(same, spread=0.2))
     assert {found[f"L7.{claim}"] for claim in ("size", "11b", "k")} == {"undecided"}
+
+
+def test_of_a_machine_that_was_not_steady_nothing_is_said(records, verdicts):
+    found = verdicts(FIG7, records(steady=False))
+    assert {found[f"L7.{claim}"] for claim in ("size", "11b", "k")} == {"not testable"}
+    assert not table(records(steady=False))[0]["sound"]
 
 
 def test_without_the_largest_nothing_is_said_of_it(records, verdicts):
