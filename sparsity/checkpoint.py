@@ -1,11 +1,38 @@
-"""Checkpoints: orbax's CheckpointManager behind one thin class."""
+"""Checkpoints that are known to be what was saved: orbax's CheckpointManager, and a digest of every array beside them.
+
+Orbax stores no checksum of its arrays: a flipped bit is restored without a word. A digest of each array is computed
+where it lies when it is saved, and again when it is restored. A checkpoint that is not what was saved is named and set
+aside, and the one before it is used.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import json
+import math
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
+
+from sparsity.config import ConfigError
+
+ASIDE = "damaged-"  # before the step, in the name of a checkpoint that was set aside
+_STATE, _META = "state", "meta"  # orbax's items
+_DIGESTS, _SEAL = "digests", "seal"  # keys of the second, beside the caller's
+_MASK = (1 << 32) - 1
+
+
+class CheckpointError(ConfigError):
+    """A checkpoint that cannot be used: the message is one line, fit to be printed alone."""
 
 
 class Checkpoints:
@@ -14,13 +41,24 @@ class Checkpoints:
     Use as a context manager: leaving waits for the save under way. `read_only` changes nothing on
     disk, not even the half-written checkpoint of a run that is still training; without it, what a
     kill left half-written is removed.
+
+    Args:
+      say: told, in a line, of each checkpoint that is damaged.
     """
 
-    def __init__(self, directory: Path, keep: int = 2, *, read_only: bool = False):
+    def __init__(
+        self,
+        directory: Path,
+        keep: int = 2,
+        *,
+        read_only: bool = False,
+        say: Callable[[str], None] = logging.warning,
+    ):
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, cleanup_tmp_directories=not read_only, read_only=read_only
         )
-        self._manager = ocp.CheckpointManager(Path(directory).absolute(), options=options)
+        self._directory, self._read_only, self._say = Path(directory).absolute(), read_only, say
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -33,24 +71,184 @@ class Checkpoints:
         """Starts saving `state` (a pytree of arrays) with `meta` (JSON) beside it; a step is saved once."""
         if step in self._manager.all_steps():
             return
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-        self._manager.save(step, args=args)
+        args = {
+            _STATE: ocp.args.StandardSave(state),
+            _META: ocp.args.JsonSave(meta | _sealed(digests(state))),
+        }
+        self._manager.save(step, args=ocp.args.Composite(**args))
 
     def latest(self) -> int | None:
-        """The last step saved whole, or None."""
+        """The last step saved whole, damaged or not, or None."""
         return self._manager.latest_step()
 
     def restore(self, abstract_state: Any, step: int | None = None) -> Any:
-        """The state saved at `step` (the latest by default), onto the target's shardings.
+        """The state saved at `step`, by default at the latest whose arrays are what was saved, onto its shardings.
+
+        Damaged ones that are found on the way are set aside, called "damaged-STEP", unless they are only read. Those
+        of before there were digests are taken as they are.
 
         Args:
           abstract_state: a pytree of `jax.ShapeDtypeStruct` with shardings; any mesh will do.
 
         Raises:
           FileNotFoundError: there is no checkpoint.
+          CheckpointError: all of them are damaged, or the one that was asked for is; or they hold another state.
         """
-        step = self.latest() if step is None else step
-        if step is None:
-            raise FileNotFoundError(f"no checkpoint in {self._manager.directory}")
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
-        return self._manager.restore(step, args=args)["state"]
+        steps = sorted(self._manager.all_steps(), reverse=True) if step is None else [step]
+        if not steps:
+            raise FileNotFoundError(f"no checkpoint in {self._directory}")
+        damaged = {}
+        for one in steps:
+            try:
+                state = self._restored(one, abstract_state)
+            except _Damaged as error:
+                damaged[one] = str(error)
+                continue
+            self._set_aside(damaged, one)
+            return state
+        why = "; ".join(f"{one}: {reason}" for one, reason in damaged.items())
+        which = "all of them are" if step is None else "the one asked for is"
+        raise CheckpointError(f"checkpoints {self._directory}: {which} damaged ({why})")
+
+    def _set_aside(self, damaged: Mapping[int, str], used: int) -> None:
+        """Says which checkpoints are damaged, and renames them, so that nothing takes them for whole again."""
+        for one, reason in damaged.items():
+            self._say(f"checkpoints {self._directory}: {one} is damaged ({reason}); {used} is used")
+            if not self._read_only:
+                place = self._directory / f"{ASIDE}{one}"
+                number = next(n for n in itertools.count() if not _numbered(place, n).exists())
+                (self._directory / str(one)).rename(_numbered(place, number))
+        if damaged and not self._read_only:
+            self._manager.reload()
+
+    def _restored(self, step: int, abstract_state: Any) -> Any:
+        """The state of one checkpoint. Raises _Damaged if it is not what was saved."""
+        saved = self._saved_digests(step)
+        if saved is not None:
+            self._refuse_other(step, saved, abstract_state)
+        args = ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(abstract_state)})
+        with _damaged_if_it_fails(known=saved is not None):
+            state = self._manager.restore(step, args=args)[_STATE]
+        if saved is None:
+            return state
+        wrong = [name for name, found in digests(state).items() if found != saved[name]]
+        if wrong:
+            raise _Damaged(f"not as it was saved: {wrong[0]}{f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''}")
+        return state
+
+    def _saved_digests(self, step: int) -> dict[str, str] | None:
+        """The digests that stand beside a state; None of a checkpoint of before there were any."""
+        with _damaged_if_it_fails(known=True):
+            meta = self._manager.restore(step, args=ocp.args.Composite(**{_META: ocp.args.JsonRestore()}))[_META]
+            if _DIGESTS not in meta:
+                return None
+            if _sealed(meta[_DIGESTS])[_SEAL] != meta.get(_SEAL):
+                raise _Damaged("not as they were saved: the digests")
+            return meta[_DIGESTS]
+
+    def _refuse_other(self, step: int, saved: Mapping[str, str], abstract_state: Any) -> None:
+        """Raises CheckpointError if the arrays that were saved are not those that are asked for."""
+        asked = {name: _kind(leaf) for name, leaf in _named(abstract_state)}
+        stored = {name: entry.partition(" ")[0] for name, entry in saved.items()}
+        differing = sorted(name for name in asked.keys() | stored.keys() if asked.get(name) != stored.get(name))
+        if differing:
+            name = differing[0]
+            there, here = (of.get(name, "none") for of in (stored, asked))
+            raise CheckpointError(
+                f"checkpoints {self._directory}: {step} is of another model, {name}: {there} there, {here} asked for"
+            )
+
+
+class _Damaged(Exception):
+    """A checkpoint is not what was saved; the message says what of it."""
+
+
+@contextlib.contextmanager
+def _damaged_if_it_fails(known: bool) -> Iterator[None]:
+    """Whatever orbax raises of a checkpoint that is `known` to be of the right kind says that it is damaged."""
+    try:
+        yield
+    except (_Damaged, MemoryError, PermissionError):
+        raise
+    except Exception as error:  # damaged files make orbax and tensorstore raise anything
+        if not known or "RESOURCE_EXHAUSTED" in str(error):
+            raise
+        text = " ".join(str(error).split())
+        raise _Damaged(f"it cannot be read: {type(error).__name__}: {text[:160]}") from error
+
+
+def _numbered(place: Path, number: int) -> Path:
+    return place if not number else place.with_name(f"{place.name}-{number}")
+
+
+def digests(state: Any) -> dict[str, str]:
+    """Of each array of a pytree, by its path: "float32[8,3] 0123456789abcdef", its dtype, shape and digest.
+
+    A digest is two sums, mod 2^32, over all 32-bit words of an array, of a word and its place, mixed (MurmurHash3's
+    finaliser, Appleby 2011). It is the same however the array is sharded, and on any backend. One changed word changes
+    both sums for certain, since mixing is one to one; of many, one array in 2^64 keeps them.
+    """
+    named = _named(state)
+    sums = jax.device_get([_sums_of(leaf) for _, leaf in named])
+    return {name: f"{_kind(leaf)} {a:08x}{b:08x}" for (name, leaf), (a, b) in zip(named, sums, strict=True)}
+
+
+def _named(state: Any) -> list[tuple[str, Any]]:
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    ]
+
+
+def _kind(leaf: Any) -> str:
+    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+
+
+def _sums_of(leaf: Any) -> tuple[Any, Any]:
+    """Both sums of an array, where it lies; on a CPU by NumPy, for which nothing has to be compiled."""
+    if isinstance(leaf, jax.Array) and leaf.is_fully_addressable and jax.default_backend() == "cpu":
+        leaf = jax.device_get(leaf)
+    return _compiled_sums(leaf) if isinstance(leaf, jax.Array) else _sums(np.asarray(leaf), np)
+
+
+@jax.jit  # one program a shape: one of all arrays would take minutes to compile
+def _compiled_sums(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _sums(x, jnp)
+
+
+def _sums(x: Any, xp: ModuleType) -> tuple[Any, Any]:
+    word = _words(x, xp)
+    word = word.reshape(word.shape or (1,))
+    place = xp.zeros((1,) * word.ndim, xp.uint32)
+    for axis, size in enumerate(word.shape):
+        along = xp.arange(size, dtype=xp.uint32) * xp.uint32(math.prod(word.shape[axis + 1 :]) & _MASK)
+        place = place + along.reshape((size, *(1,) * (word.ndim - axis - 1)))
+    mixed = (_mixed(word * xp.uint32(_ODD) + place * xp.uint32(step) + xp.uint32(step), xp) for step in _STEPS)
+    first, second = (xp.sum(m, dtype=xp.uint32) for m in mixed)
+    return first, second
+
+
+_ODD, _STEPS = 0x9E3779B1, (0x85EBCA77, 0xC2B2AE3D)
+
+
+def _words(x: Any, xp: ModuleType) -> Any:
+    """The bits of an array, each number as one uint32, or along a last axis two."""
+    if x.dtype == bool:
+        return x.astype(xp.uint32)
+    size = x.dtype.itemsize
+    unsigned = {1: xp.uint8, 2: xp.uint16}.get(size, xp.uint32)
+    if xp is jnp:
+        return jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
+    words = np.ascontiguousarray(x).view(unsigned).astype(np.uint32)
+    return words.reshape(*x.shape, 2) if size == 8 else words.reshape(x.shape)
+
+
+def _mixed(word: Any, xp: ModuleType) -> Any:
+    word = (word ^ (word >> 16)) * xp.uint32(0x85EBCA6B)
+    word = (word ^ (word >> 13)) * xp.uint32(0xC2B2AE35)
+    return word ^ (word >> 16)
+
+
+def _sealed(found: dict[str, str]) -> dict[str, Any]:
+    """Digests and a checksum of theirs, as they stand in JSON."""
+    return {_DIGESTS: found, _SEAL: zlib.crc32(json.dumps(found, sort_keys=True).encode())}

@@ -1,5 +1,9 @@
+import gc
+import json
+import random
 import shutil
 import time
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +11,7 @@ import numpy as np
 import pytest
 
 from sparsity import spmd
-from sparsity.checkpoint import Checkpoints
+from sparsity.checkpoint import CheckpointError, Checkpoints, digests
 from sparsity.run import Engine, run_config
 
 
@@ -71,3 +75,192 @@ def test_a_state_saved_on_8_devices_is_restored_exactly_on_one_and_on_another_me
         assert jax.tree.structure(restored) == jax.tree.structure(state)
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(restored), jax.device_get(state))
         assert len(restored.params["block_0"]["mlp"]["wi"]["kernel"].sharding.device_set) == data * model
+
+
+KINDS = ("float32", "bfloat16", "float16", "int32", "uint32", "int8", "bool")
+
+
+def hashed(x):
+    """Both sums of an array by Python's integers."""
+    x = np.asarray(x)
+    data = x.astype(np.uint32).tobytes() if x.dtype == bool else x.tobytes()
+    width = 4 if x.dtype == bool else x.dtype.itemsize
+    sums = []
+    for step in (0x85EBCA77, 0xC2B2AE3D):
+        total = 0
+        for place in range(len(data) // width):
+            word = int.from_bytes(data[place * width : (place + 1) * width], "little")
+            word = (word * 0x9E3779B1 + place * step + step) % 2**32
+            word = (word ^ (word >> 16)) * 0x85EBCA6B % 2**32
+            word = (word ^ (word >> 13)) * 0xC2B2AE35 % 2**32
+            total += word ^ (word >> 16)
+        sums.append(f"{total % 2**32:08x}")
+    return "".join(sums)
+
+
+@pytest.mark.parametrize("dtype", KINDS)
+def test_a_digest_is_the_same_by_numpy_by_xla_and_by_python(dtype, monkeypatch):
+    x = jnp.asarray(np.random.default_rng(0).normal(0, 50, (3, 4, 5))).astype(dtype)
+    state = {"x": x, "step": jnp.int32(7)}
+    found = digests(state)
+    assert found == {"x": f"{dtype}[3,4,5] {hashed(x)}", "step": f"int32[] {hashed(state['step'])}"}
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # where arrays are read where they lie
+    assert digests(state) == found
+    spread = jax.device_put(x, jax.NamedSharding(jax.make_mesh((2, 4), ("a", "b")), jax.P(None, "b")))
+    assert digests({"x": spread})["x"] == found["x"]
+
+
+def test_a_digest_tells_changed_bits_swapped_numbers_and_shapes():
+    x = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+    found = {digests({"x": x})["x"]}
+    for i in range(32):
+        other = x.copy()
+        other.view(np.uint32)[2, 3] ^= np.uint32(1 << i)
+        found.add(digests({"x": other})["x"])
+    found |= {digests({"x": y})["x"] for y in (x[::-1], x.T, x.reshape(6, 4), -x, np.zeros_like(x))}
+    assert len(found) == 1 + 32 + 5
+    assert digests({"x": np.float32(0.0)}) != digests({"x": np.float32(-0.0)})
+
+
+STATE = {"dense": jnp.asarray(np.random.default_rng(0).normal(size=(40, 50)), jnp.float32), "step": jnp.int32(0)}
+STATE["sparse"] = jnp.where(STATE["dense"] > 1.5, STATE["dense"], 0).astype("bfloat16")
+TARGET = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), STATE)
+
+
+def at(step):
+    return jax.tree.map(lambda x: x + jnp.asarray(step, x.dtype), STATE)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A directory with the checkpoints 1 and 2."""
+    directory = tmp_path_factory.mktemp("saved") / "c"
+    with Checkpoints(directory) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, at(step), {"note": step})
+    return directory
+
+
+def harm(file, how, rng):
+    """Damages a file. Its bytes are rewritten in place, as a bad disk would have them."""
+    data = bytearray(file.read_bytes())
+    if how == "delete":
+        file.unlink()
+    elif how == "truncate":
+        file.write_bytes(data[: len(data) // 2])
+    elif how == "zero":
+        start = rng.randrange(len(data))
+        file.write_bytes(data[:start] + bytes(len(data[start : start + 64])) + data[start + 64 :])
+    else:
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        file.write_bytes(data)
+
+
+def same(state, step):
+    return all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (state, at(step))), strict=True))
+
+
+@pytest.fixture
+def abandoned_reads():
+    """Of a restore that fails orbax abandons the reads under way: they say so when they are collected, so here."""
+    yield
+    gc.collect()
+
+
+def abandons(test):
+    mark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+    return mark(pytest.mark.usefixtures("abandoned_reads")(test))
+
+
+@abandons
+@pytest.mark.parametrize("how", ["flip", "truncate", "zero", "delete"])
+def test_whatever_file_is_damaged_a_saved_state_is_restored_and_the_damage_is_named(how, saved, tmp_path):
+    """Every file of the last checkpoint, one at a time: what comes back is bit-equal to a saved state."""
+    files = [file.relative_to(saved) for file in sorted((saved / "2").rglob("*")) if file.is_file()]
+    assert len(files) >= 8
+    rng, fell_back = random.Random(0), 0
+    for i, file in enumerate(files):
+        for trial in range(3 if how == "flip" else 1):
+            said, directory = [], tmp_path / f"{i}-{trial}"
+            shutil.copytree(saved, directory)
+            harm(directory / file, how, rng)
+            with Checkpoints(directory, say=said.append) as checkpoints:
+                state = checkpoints.restore(TARGET)
+            step = next(s for s in (2, 1) if same(state, s))
+            assert (step == 1) == bool(said), file
+            aside = [p.name for p in directory.iterdir() if p.name.startswith("damaged")]
+            assert aside == (["damaged-2"] if said else []), file
+            fell_back += step == 1
+    assert fell_back >= 3, "damage to the arrays' own files at least is seen"
+
+
+@abandons
+def test_a_damaged_checkpoint_is_named_set_aside_and_its_step_saved_anew(saved, tmp_path):
+    directory, said = tmp_path / "c", []
+    shutil.copytree(saved, directory)
+    for file in (directory / "2" / "state").rglob("d/*"):
+        harm(file, "truncate", random.Random(0))
+    with Checkpoints(directory, read_only=True, say=said.append) as checkpoints:
+        assert same(checkpoints.restore(TARGET), 1)
+        with pytest.raises(CheckpointError, match=r"the one asked for is damaged \(2: it cannot be read"):
+            checkpoints.restore(TARGET, step=2)
+    assert {p.name for p in directory.iterdir()} >= {"1", "2"}, "a reader changes nothing"
+    with Checkpoints(directory, say=said.append) as checkpoints:
+        assert same(checkpoints.restore(TARGET), 1)
+        assert checkpoints.latest() == 1
+        checkpoints.save(2, at(2), {})
+    assert len(said) == 2
+    assert "2 is damaged (it cannot be read" in said[1]
+    assert said[1].endswith("; 1 is used")
+    with Checkpoints(directory, say=said.append) as checkpoints:
+        assert same(checkpoints.restore(TARGET), 2)
+    assert (directory / "damaged-2").exists()
+
+
+@abandons
+def test_where_all_are_damaged_nothing_is_restored_and_nothing_is_touched(saved, tmp_path):
+    directory = tmp_path / "c"
+    shutil.copytree(saved, directory)
+    for step in (1, 2):
+        harm(directory / str(step) / "meta" / "metadata", "truncate", random.Random(0))
+    with (
+        Checkpoints(directory) as checkpoints,
+        pytest.raises(CheckpointError, match=r"all of them are damaged \(2: .*; 1: ") as error,
+    ):
+        checkpoints.restore(TARGET)
+    assert "\n" not in str(error.value)
+    assert {p.name for p in directory.iterdir() if p.name.isdigit() or "damaged" in p.name} == {"1", "2"}
+
+
+def test_a_checkpoint_of_another_model_is_refused_and_stays(saved):
+    other = TARGET | {"dense": jax.ShapeDtypeStruct((40, 51), jnp.float32)}
+    for target, text in ((other, r"dense: float32\[40,50\] there, float32\[40,51\] asked for"), ({}, "none asked for")):
+        with (
+            Checkpoints(saved) as checkpoints,
+            pytest.raises(CheckpointError, match=rf"2 is of another model, .*{text}"),
+        ):
+            checkpoints.restore(target)
+    assert {p.name for p in saved.iterdir() if p.is_dir()} == {"1", "2"}
+
+
+def test_checkpoints_of_before_there_were_digests_are_taken_as_they_are(saved, tmp_path):
+    directory = tmp_path / "c"
+    shutil.copytree(saved, directory)
+    meta = directory / "2" / "meta" / "metadata"
+    assert json.loads(meta.read_text()).keys() == {"note", "digests", "seal"}
+    meta.write_text('{"note": 2}')
+    with Checkpoints(directory) as checkpoints:
+        assert same(checkpoints.restore(TARGET), 2)
+
+
+def test_digests_have_a_checksum_of_their_own(saved, tmp_path):
+    directory, said = tmp_path / "c", []
+    shutil.copytree(saved, directory)
+    meta = directory / "2" / "meta" / "metadata"
+    stored = json.loads(meta.read_text())
+    assert stored["seal"] == zlib.crc32(json.dumps(stored["digests"], sort_keys=True).encode())
+    stored["digests"]["dense"] = stored["digests"]["dense"][:-1] + "z"
+    meta.write_text(json.dumps(stored))
+    with Checkpoints(directory, say=said.append) as checkpoints:
+        assert same(checkpoints.restore(TARGET), 1)
+    assert "2 is damaged (not as they were saved: the digests)" in said[0]

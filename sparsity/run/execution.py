@@ -87,7 +87,7 @@ def _first_state(engine: Engine, files: Workdir, progress: Progress) -> TrainSta
 
 def _train_and_evaluate(engine: Engine, files: Workdir, progress: Progress) -> Outcome:
     config = engine.config
-    with Checkpoints(files.checkpoints, config.keep) as checkpoints:
+    with Checkpoints(files.checkpoints, config.keep, say=progress.say) as checkpoints:
         meta = {"config": config_lib.to_dict(config)}
         fresh = checkpoints.latest() is None
         state = _first_state(engine, files, progress) if fresh else engine.restore(checkpoints)

@@ -1,3 +1,4 @@
+import gc
 import json
 import os
 import signal
@@ -21,7 +22,7 @@ from tests.run.runs import Quiet, digest, network_measures
 WITHOUT_ERROR = [["units", kind] for kind in ("above_0", "spread", "entropy", "flat")]
 NOT_OF_A_CLASSIFIER = (
     *("reconstruction", "language", "receptive_fields"),
-    *("exemplars", "noise_covariance", "noise_terms", "thresholds", "quantiles", "generate"),
+    *("exemplars", "noise_covariance", "noise_terms", "thresholds", "quantiles", "generate", "inference"),
 )
 
 
@@ -112,14 +113,14 @@ def test_the_same_config_gives_the_same_parameters_and_another_seed_others(finis
     assert not np.any(kernels[0] == kernels[1])
 
 
+class StopAt3(Quiet):
+    def update(self, done):
+        if done == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 def test_a_stopped_run_resumes_to_the_uninterrupted_result(finished, tmp_path):
     config, workdir, outcome = finished
-
-    class StopAt3(Quiet):
-        def update(self, done):
-            if done == 3:
-                os.kill(os.getpid(), signal.SIGTERM)
-
     with pytest.raises(Preempted):
         run(run_config(config), tmp_path / "w", StopAt3())
     assert Workdir(tmp_path / "w").read_outcome() is None
@@ -128,6 +129,33 @@ def test_a_stopped_run_resumes_to_the_uninterrupted_result(finished, tmp_path):
     assert network_measures(resumed) == network_measures(outcome)
     steps = [r["step"] for r in read_metrics(tmp_path / "w" / "metrics.jsonl") if r["kind"] == "train"]
     assert steps == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the restore that fails
+def test_a_run_whose_last_checkpoint_is_damaged_resumes_from_the_one_before_it(finished, tmp_path):
+    config, workdir, _ = finished
+    with pytest.raises(Preempted):
+        run(run_config(config), tmp_path / "w", StopAt3())
+    directory = tmp_path / "w" / "checkpoints"
+    before, last = sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit())[-2:]
+    for file in (directory / str(last) / "state").rglob("d/*"):
+        data = file.read_bytes()
+        file.write_bytes(data[: len(data) // 4] + bytes(len(data) // 4) + data[len(data) // 4 * 2 :])
+
+    class Heard(Quiet):
+        said = ()
+
+        def say(self, text):
+            self.said += (text,)
+
+    heard = Heard()
+    run(run_config(config), tmp_path / "w", heard)
+    assert any(f"{last} is damaged (" in text and f"; {before} is used" in text for text in heard.said)
+    assert digest(tmp_path / "w") == digest(workdir)
+    steps = [r["step"] for r in read_metrics(tmp_path / "w" / "metrics.jsonl") if r["kind"] == "train"]
+    assert steps == [0, 1, 2, 3, 4, 5]
+    assert (directory / f"damaged-{last}").exists()
+    gc.collect()  # what the restore that failed left
 
 
 @pytest.mark.slow
