@@ -2,15 +2,18 @@
 
 Orbax stores no checksum of its arrays: a flipped bit is restored without a word. A digest of each array is computed
 where it lies when it is saved, and again when it is restored. A checkpoint that is not what was saved is named and set
-aside, and the one before it is used.
+aside, and the one before it is used; renamed back to its number it would be looked at again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import gc
 import itertools
 import json
 import math
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,7 +24,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 
 from sparsity.config import ConfigError
 
@@ -29,10 +31,18 @@ ASIDE = "damaged-"  # before the step, in the name of a checkpoint that was set 
 _STATE, _META = "state", "meta"  # orbax's items
 _DIGESTS, _SEAL = "digests", "seal"  # keys of the second, beside the caller's
 _MASK = (1 << 32) - 1
+# What a sound checkpoint may raise on a bad day: it is not for that set aside.
+_PASSING = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "ABORTED")
+_LASTING = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
 class CheckpointError(ConfigError):
     """A checkpoint that cannot be used: the message is one line, fit to be printed alone."""
+
+
+def to_stderr(line: str) -> None:
+    """Says a line to the user."""
+    print(line, file=sys.stderr, flush=True)
 
 
 class Checkpoints:
@@ -52,7 +62,7 @@ class Checkpoints:
         keep: int = 2,
         *,
         read_only: bool = False,
-        say: Callable[[str], None] = logging.warning,
+        say: Callable[[str], None] = to_stderr,
     ):
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, cleanup_tmp_directories=not read_only, read_only=read_only
@@ -73,7 +83,7 @@ class Checkpoints:
             return
         args = {
             _STATE: ocp.args.StandardSave(state),
-            _META: ocp.args.JsonSave(meta | _sealed(digests(state))),
+            _META: ocp.args.JsonSave(_sealed(meta | {_DIGESTS: digests(state)})),
         }
         self._manager.save(step, args=ocp.args.Composite(**args))
 
@@ -91,18 +101,23 @@ class Checkpoints:
           abstract_state: a pytree of `jax.ShapeDtypeStruct` with shardings; any mesh will do.
 
         Raises:
-          FileNotFoundError: there is no checkpoint.
+          FileNotFoundError: there is no checkpoint, or not the one that was asked for.
           CheckpointError: all of them are damaged, or the one that was asked for is; or they hold another state.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True) if step is None else [step]
-        if not steps:
-            raise FileNotFoundError(f"no checkpoint in {self._directory}")
+        self._manager.wait_until_finished()  # one that is being saved is listed before it is there
+        there = sorted(self._manager.all_steps(), reverse=True)
+        steps = there if step is None else [step]
+        if not there or step not in (None, *there):
+            which = "no checkpoint" if step is None else f"no checkpoint {step}"
+            raise FileNotFoundError(f"{which} in {self._directory}")
         damaged = {}
         for one in steps:
             try:
                 state = self._restored(one, abstract_state)
             except _Damaged as error:
                 damaged[one] = str(error)
+            if one in damaged:
+                gc.collect()  # what was read of it, before as much is read again
                 continue
             self._set_aside(damaged, one)
             return state
@@ -117,7 +132,12 @@ class Checkpoints:
             if not self._read_only:
                 place = self._directory / f"{ASIDE}{one}"
                 number = next(n for n in itertools.count() if not _numbered(place, n).exists())
-                (self._directory / str(one)).rename(_numbered(place, number))
+                try:
+                    (self._directory / str(one)).rename(_numbered(place, number))
+                except OSError as error:
+                    raise CheckpointError(
+                        f"checkpoints {self._directory}: {one} is damaged, and cannot be set aside ({error.strerror})"
+                    ) from error
         if damaged and not self._read_only:
             self._manager.reload()
 
@@ -127,23 +147,25 @@ class Checkpoints:
         if saved is not None:
             self._refuse_other(step, saved, abstract_state)
         args = ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(abstract_state)})
-        with _damaged_if_it_fails(known=saved is not None):
+        with _damaged_if_it_fails():
             state = self._manager.restore(step, args=args)[_STATE]
         if saved is None:
             return state
-        wrong = [name for name, found in digests(state).items() if found != saved[name]]
+        found = digests(state)
+        wrong = [name for name in saved if found.get(name) != saved[name]]
         if wrong:
             raise _Damaged(f"not as it was saved: {wrong[0]}{f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''}")
         return state
 
     def _saved_digests(self, step: int) -> dict[str, str] | None:
         """The digests that stand beside a state; None of a checkpoint of before there were any."""
-        with _damaged_if_it_fails(known=True):
+        with _damaged_if_it_fails():
             meta = self._manager.restore(step, args=ocp.args.Composite(**{_META: ocp.args.JsonRestore()}))[_META]
-            if _DIGESTS not in meta:
+            if _DIGESTS not in meta and _SEAL not in meta:
                 return None
-            if _sealed(meta[_DIGESTS])[_SEAL] != meta.get(_SEAL):
-                raise _Damaged("not as they were saved: the digests")
+            seal = meta.pop(_SEAL, None)
+            if _sealed(meta)[_SEAL] != seal:
+                raise _Damaged("not as they were saved: config and digests")
             return meta[_DIGESTS]
 
     def _refuse_other(self, step: int, saved: Mapping[str, str], abstract_state: Any) -> None:
@@ -164,17 +186,19 @@ class _Damaged(Exception):
 
 
 @contextlib.contextmanager
-def _damaged_if_it_fails(known: bool) -> Iterator[None]:
-    """Whatever orbax raises of a checkpoint that is `known` to be of the right kind says that it is damaged."""
+def _damaged_if_it_fails() -> Iterator[None]:
+    """Whatever orbax raises of a checkpoint says that it is damaged, but for what may pass."""
     try:
         yield
-    except (_Damaged, MemoryError, PermissionError):
+    except (_Damaged, MemoryError):
         raise
     except Exception as error:  # damaged files make orbax and tensorstore raise anything
-        if not known or "RESOURCE_EXHAUSTED" in str(error):
+        lasting = not isinstance(error, OSError) or error.errno in _LASTING
+        if not lasting or any(status in str(error) for status in _PASSING):
             raise
         text = " ".join(str(error).split())
-        raise _Damaged(f"it cannot be read: {type(error).__name__}: {text[:160]}") from error
+        text = text if len(text) < 200 else f"{text[:80]} ... {text[-100:]}"  # the cause stands at the end
+        raise _Damaged(f"it cannot be read: {type(error).__name__}: {text}") from error
 
 
 def _numbered(place: Path, number: int) -> Path:
@@ -186,7 +210,7 @@ def digests(state: Any) -> dict[str, str]:
 
     A digest is two sums, mod 2^32, over all 32-bit words of an array, of a word and its place, mixed (MurmurHash3's
     finaliser, Appleby 2011). It is the same however the array is sharded, and on any backend. One changed word changes
-    both sums for certain, since mixing is one to one; of many, one array in 2^64 keeps them.
+    both sums for certain, since mixing is one to one; of many, one array in 2^64 keeps them. Places count mod 2^32.
     """
     named = _named(state)
     sums = jax.device_get([_sums_of(leaf) for _, leaf in named])
@@ -206,6 +230,8 @@ def _kind(leaf: Any) -> str:
 
 def _sums_of(leaf: Any) -> tuple[Any, Any]:
     """Both sums of an array, where it lies; on a CPU by NumPy, for which nothing has to be compiled."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
     if isinstance(leaf, jax.Array) and leaf.is_fully_addressable and jax.default_backend() == "cpu":
         leaf = jax.device_get(leaf)
     return _compiled_sums(leaf) if isinstance(leaf, jax.Array) else _sums(np.asarray(leaf), np)
@@ -232,15 +258,25 @@ _ODD, _STEPS = 0x9E3779B1, (0x85EBCA77, 0xC2B2AE3D)
 
 
 def _words(x: Any, xp: ModuleType) -> Any:
-    """The bits of an array, each number as one uint32, or along a last axis two."""
+    """The bits of an array, each number as one uint32, or along a last axis two.
+
+    Raises:
+      TypeError: numbers of less than a byte, or complex ones.
+    """
     if x.dtype == bool:
         return x.astype(xp.uint32)
+    if jnp.issubdtype(x.dtype, jnp.complexfloating) or _bits(x.dtype) < 8:
+        raise TypeError(f"checkpoints: there is no digest of {x.dtype} arrays")
     size = x.dtype.itemsize
     unsigned = {1: xp.uint8, 2: xp.uint16}.get(size, xp.uint32)
     if xp is jnp:
         return jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
-    words = np.ascontiguousarray(x).view(unsigned).astype(np.uint32)
+    words = np.ascontiguousarray(x).view(unsigned).astype(np.uint32, copy=False)
     return words.reshape(*x.shape, 2) if size == 8 else words.reshape(x.shape)
+
+
+def _bits(dtype: Any) -> int:
+    return (jnp.finfo if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo)(dtype).bits
 
 
 def _mixed(word: Any, xp: ModuleType) -> Any:
@@ -249,6 +285,6 @@ def _mixed(word: Any, xp: ModuleType) -> Any:
     return word ^ (word >> 16)
 
 
-def _sealed(found: dict[str, str]) -> dict[str, Any]:
-    """Digests and a checksum of theirs, as they stand in JSON."""
-    return {_DIGESTS: found, _SEAL: zlib.crc32(json.dumps(found, sort_keys=True).encode())}
+def _sealed(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What stands beside a state, and a checksum of it."""
+    return {**meta, _SEAL: zlib.crc32(json.dumps(meta, sort_keys=True).encode())}

@@ -3,7 +3,6 @@ import json
 import random
 import shutil
 import time
-import zlib
 
 import jax
 import jax.numpy as jnp
@@ -104,10 +103,12 @@ def test_a_digest_is_the_same_by_numpy_by_xla_and_by_python(dtype, monkeypatch):
     state = {"x": x, "step": jnp.int32(7)}
     found = digests(state)
     assert found == {"x": f"{dtype}[3,4,5] {hashed(x)}", "step": f"int32[] {hashed(state['step'])}"}
+    mesh = spmd.make_mesh(spmd.MeshConfig(2, 4))
+    spread = jax.device_put(x, jax.NamedSharding(mesh, jax.P(None, "model")))
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # where arrays are read where they lie
     assert digests(state) == found
-    spread = jax.device_put(x, jax.NamedSharding(jax.make_mesh((2, 4), ("a", "b")), jax.P(None, "b")))
-    assert digests({"x": spread})["x"] == found["x"]
+    with jax.set_mesh(mesh), jax.transfer_guard("disallow"):  # as in the loop
+        assert digests({"x": spread})["x"] == found["x"]
 
 
 def test_a_digest_tells_changed_bits_swapped_numbers_and_shapes():
@@ -157,7 +158,8 @@ def harm(file, how, rng):
 
 
 def same(state, step):
-    return all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (state, at(step))), strict=True))
+    bits = lambda x: np.asarray(x).tobytes()
+    return all(bits(a) == bits(b) for a, b in zip(*map(jax.tree.leaves, (state, at(step))), strict=True))
 
 
 @pytest.fixture
@@ -247,20 +249,74 @@ def test_checkpoints_of_before_there_were_digests_are_taken_as_they_are(saved, t
     directory = tmp_path / "c"
     shutil.copytree(saved, directory)
     meta = directory / "2" / "meta" / "metadata"
-    assert json.loads(meta.read_text()).keys() == {"note", "digests", "seal"}
+    assert json.loads(meta.read_text()).keys() == {"note", "digests", "seal"}  # neither of which there was
     meta.write_text('{"note": 2}')
     with Checkpoints(directory) as checkpoints:
         assert same(checkpoints.restore(TARGET), 2)
 
 
-def test_digests_have_a_checksum_of_their_own(saved, tmp_path):
+@pytest.mark.parametrize("key", ["digests", "seal", "note"])
+def test_what_stands_beside_a_state_has_a_checksum_of_its_own(key, saved, tmp_path):
+    """A key that is no longer called what it was does not turn verification off."""
     directory, said = tmp_path / "c", []
     shutil.copytree(saved, directory)
     meta = directory / "2" / "meta" / "metadata"
     stored = json.loads(meta.read_text())
-    assert stored["seal"] == zlib.crc32(json.dumps(stored["digests"], sort_keys=True).encode())
-    stored["digests"]["dense"] = stored["digests"]["dense"][:-1] + "z"
+    stored[key[:-1] + "x"] = stored.pop(key)
     meta.write_text(json.dumps(stored))
     with Checkpoints(directory, say=said.append) as checkpoints:
         assert same(checkpoints.restore(TARGET), 1)
-    assert "2 is damaged (not as they were saved: the digests)" in said[0]
+    assert "2 is damaged (not as they were saved: config and digests)" in said[0]
+
+
+def test_a_state_in_the_place_of_another_is_told_by_its_digests(saved, tmp_path):
+    directory, said = tmp_path / "c", []
+    shutil.copytree(saved, directory)
+    shutil.rmtree(directory / "2" / "state")
+    shutil.copytree(directory / "1" / "state", directory / "2" / "state")
+    with Checkpoints(directory, say=said.append) as checkpoints:
+        assert same(checkpoints.restore(TARGET), 1)
+    assert "2 is damaged (not as it was saved: dense and 2 more); 1 is used" in said[0]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(24, "Too many open files"),
+        ValueError("UNAVAILABLE: try again"),
+        MemoryError(),
+        PermissionError(13, "no"),
+    ],
+)
+def test_what_may_pass_sets_nothing_aside(error, saved, tmp_path, monkeypatch):
+    directory = tmp_path / "c"
+    shutil.copytree(saved, directory)
+    with Checkpoints(directory) as checkpoints:
+
+        def restore(*_, **__):
+            raise error
+
+        with monkeypatch.context() as patched:
+            patched.setattr(checkpoints._manager, "restore", restore)
+            with pytest.raises(type(error)):
+                checkpoints.restore(TARGET)
+        assert same(checkpoints.restore(TARGET), 2)
+
+
+def test_a_step_that_was_never_saved_is_not_damaged(saved):
+    with Checkpoints(saved) as checkpoints, pytest.raises(FileNotFoundError, match="no checkpoint 7 in"):
+        checkpoints.restore(TARGET, step=7)
+
+
+def test_a_state_being_saved_is_waited_for(tmp_path):
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        checkpoints.save(1, at(1), {})
+        assert same(checkpoints.restore(TARGET), 1)
+
+
+def test_digests_of_keys_and_of_what_has_none():
+    keys = jax.random.split(jax.random.key(0), 3)
+    assert digests({"k": keys})["k"].endswith(digests({"k": jax.random.key_data(keys)})["k"].split()[1])
+    for dtype in ("int4", "complex64"):
+        with pytest.raises(TypeError, match=f"no digest of {dtype} arrays"):
+            digests({"x": jnp.zeros(3, dtype)})

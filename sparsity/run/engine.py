@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 
 from sparsity import spmd
-from sparsity.checkpoint import Checkpoints
+from sparsity.checkpoint import Checkpoints, to_stderr
 from sparsity.config import ConfigError
 from sparsity.data.imagenet import published_folders
 from sparsity.evals.generate import read_prompts
@@ -136,16 +137,27 @@ class Engine:
         )
 
 
-def last_state(files: Workdir, config: RunConfig | None = None) -> tuple[Engine, TrainState]:
-    """The engine of a workdir's run, and the state of its last checkpoint; nothing on disk changes.
+def last_state(
+    files: Workdir,
+    config: RunConfig | None = None,
+    step: int | None = None,
+    say: Callable[[str], None] = to_stderr,
+) -> tuple[Engine, TrainState]:
+    """The engine of a workdir's run, and the state of its last checkpoint that is sound; nothing on disk changes.
 
-    `config` is the run's own unless its evaluation has other settings.
+    Args:
+      config: the run's own unless its evaluation has other settings.
+      step: the only checkpoint that will do.
+      say: told of each that is damaged.
 
     Raises:
-      WorkdirError: the workdir holds no run, or no checkpoint.
+      WorkdirError: the workdir holds no run, or no such checkpoint.
+      CheckpointError: it is damaged, or all are.
     """
     engine = Engine(config or files.saved_config())
-    with Checkpoints(files.checkpoints, read_only=True) as checkpoints:
-        if checkpoints.latest() is None:
-            raise WorkdirError(f"workdir {files.path}: holds no checkpoint")
-        return engine, engine.restore(checkpoints)
+    with Checkpoints(files.checkpoints, read_only=True, say=say) as checkpoints:
+        try:
+            return engine, engine.restore(checkpoints, step)
+        except FileNotFoundError as error:
+            which = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+            raise WorkdirError(f"workdir {files.path}: holds {which}") from error

@@ -78,10 +78,11 @@ def _first_state(engine: Engine, files: Workdir, progress: Progress) -> TrainSta
     config, start = engine.config, start_of(files, engine.config)
     if start is None:
         return engine.new_state()[0]
-    if run(config.start, start.path, progress).status == "diverged":
+    ended = run(config.start, start.path, progress)
+    if ended.status == "diverged":
         progress.say(f"{config.name}: {config.start.name}, which it starts from, diverged")
         return None
-    _, last = last_state(start)
+    _, last = last_state(start, step=ended.step)  # its end, not a checkpoint before it
     return engine.state_of(last.params, last.model_state)
 
 
