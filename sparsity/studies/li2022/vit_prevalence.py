@@ -81,7 +81,7 @@ def nonzero_by_step(runs: Runs) -> Drawing:
         axis.axhline(100 * PAPER, color="k", ls="--", lw=0.8)
         axis.set(title=_size(arm), xlabel="step", yscale="log", ylim=(1, 100))
         axis.set_yticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
-        axis.legend()
+        axis.legend(fontsize="x-small", ncols=2, loc="lower left")
     axes[0].set_ylabel("nonzero (%)")
     return draw.done(figure)
 
