@@ -60,7 +60,10 @@ def train_step(config: RunConfig, batch: dict[str, np.ndarray]) -> Callable[[], 
 
 
 def greedy(model: T5Config, classes: int, inputs: np.ndarray, tokens: tuple[int, int]) -> dict[str, Callable[[], Any]]:
-    """Greedy `generate` of so many tokens, whatever it says; the arms are called "torch, 32" and so on."""
+    """Greedy `generate` of so many tokens, whatever it says; the arms are called "torch, 32" and so on.
+
+    Its stacks have as many layers each: `transformers` makes the decoder's cache as deep as the encoder.
+    """
     import torch
 
     peer = model_of(model, classes).eval()
