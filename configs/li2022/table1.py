@@ -8,7 +8,7 @@ One run: python -m launch.train --config=configs/li2022/table1.py:21/0.8 --workd
 (K/SHARE; `dense/0` without either; `paper/128/0.8` is the run at the paper's scale. ImageNet is read as TFDS prepares
 it, or from class folders: --config.data.path=DIR, under label noise --config.data.of.path=DIR. ImageNet-C as it is
 published is read with --config.evals.imagenet_c=DIR.)
-Hardware: 2 CPU cores, 40 runs, none of them another study's; 65 minutes for all, two at a time, beside other work. At
+Hardware: 2 CPU cores, 40 runs, none of them another study's; 69 minutes for all, two at a time, beside other work. At
 the paper's scale 24 runs of ViT-B/16, 55,000 steps of 4096 images each, about 2e19 FLOPs of training, on TPUs or GPUs;
 nobody has run it here.
 Expected: paper: Top-128 ViT of 3,072 units 74.83 against 74.85% without noise, 62.13 against 59.44 and 30.80 against

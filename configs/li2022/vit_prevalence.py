@@ -5,7 +5,7 @@ first and last layers denser; at every size; on more and on fewer examples).
 Command: python -m launch.reproduce --study=li2022/vit_prevalence --workdir=runs/li2022
 One run: python -m launch.train --config=configs/li2022/vit_prevalence.py:base --workdir=runs/one
 (`small`, `large`, and `few` for base on a tenth of the examples.)
-Hardware: 2 CPU cores, 12 runs, 3 of them `table1`'s; 25 minutes for the other 9, two at a time, beside other work, the
+Hardware: 2 CPU cores, 12 runs, 3 of them `table1`'s; 26 minutes for the other 9, two at a time, beside other work, the
 large ones taking three times as long as the base.
 Expected: paper: 6.3% nonzero on average over the layers of ViT-B/16 on ImageNet-21k, 5.67% on ImageNet-1k.
 assumed: (embedded) digits in place of ImageNet, 2,000 steps, 203 epochs, 2,032 of `few` (the paper: 180 on
