@@ -19,6 +19,7 @@ from sparsity.models.llama import LlamaConfig
 from sparsity.models.t5 import DECODER, T5Config
 from sparsity.ops.sparsifiers import TopK
 
+DECODES = T5Config | GPT2Config | LlamaConfig  # the settings of models that say tokens one by one
 MLPPath = tuple[str, ...]  # of an MLP in a tree of parameters
 
 
@@ -65,10 +66,10 @@ def prepared(config: Any, params: Any, mode: Inference, least: Any = None) -> tu
     Traceback (most recent call last):
     ValueError: inference: Threshold of TopK: its threshold is another one for every token; use GatherOut
     """
-    if not isinstance(config, T5Config | GPT2Config | LlamaConfig):
+    if not isinstance(config, DECODES):
         raise ValueError(f"inference: {type(config).__name__} is not a model that decodes: T5, GPT-2, Llama")
     mlp = dataclasses.replace(
-        config.mlp, sparsifier=_trained(config.mlp.sparsifier), gate=_trained(config.mlp.gate), inference=mode
+        config.mlp, sparsifier=at_end(config.mlp.sparsifier), gate=at_end(config.mlp.gate), inference=mode
     )
     if least is not None and not mode.lays_out:
         raise ValueError(f"inference: thresholds are given, which {type(mode).__name__} has no use for")
@@ -126,6 +127,6 @@ def _of_activations(least: Mapping[str, Any], mlp: MLPConfig) -> Any:
     raise ValueError("inference: these thresholds are of a product with a gate, which is known when its rows are read")
 
 
-def _trained(sparsifier: Any) -> Any:
+def at_end(sparsifier: Any) -> Any:
     """The sparsifier at the end of its schedule."""
     return dataclasses.replace(sparsifier, anneal=0) if isinstance(sparsifier, TopK) else sparsifier

@@ -11,15 +11,12 @@ import optax
 
 from sparsity.config import ConfigError
 from sparsity.data.pipeline import eval_batches
-from sparsity.decode.weights import prepared
+from sparsity.decode.weights import DECODES, at_end, prepared
 from sparsity.evals.result import EvalConfig, Measure, Result, Subject, mean_and_se
 from sparsity.layers.inference import DenseMask, GatherOut, Inference, LowRank, QuantizedSearch, Threshold
 from sparsity.layers.inference.base import Alone, Diagnosis
 from sparsity.layers.mlp import MLPConfig
 from sparsity.layers.sparsify import STATS, Context
-from sparsity.models.gpt2 import GPT2Config
-from sparsity.models.llama import LlamaConfig
-from sparsity.models.t5 import T5Config
 from sparsity.ops.sparsifiers import TopK
 from sparsity.ops.top_k import predict_approx
 
@@ -68,7 +65,7 @@ def inference(subject: Subject) -> Result:
 
 def check_inferable(model: Any, config: EvalConfig) -> dict[str, Inference]:
     """The modes that will be measured. Raises ConfigError if there are none, or the model does not decode."""
-    if not isinstance(model, T5Config | GPT2Config | LlamaConfig):
+    if not isinstance(model, DECODES):
         raise ConfigError(
             f"evals.names: inference: {type(model).__name__} is not a model that decodes: T5, GPT-2, Llama"
         )
@@ -102,12 +99,8 @@ def modes_of(mlp: MLPConfig, d_model: int, config: EvalConfig) -> dict[str, Infe
             modes[f"quantized_search_{bits}"] = QuantizedSearch(candidates=candidates, bits=bits, fallback=False)
     elif mlp.sparsifier.zeros:
         modes["threshold"] = Threshold(capacity=mlp.d_ff)
-    at_end = dataclasses.replace(mlp, sparsifier=_at_end(mlp.sparsifier))
-    return {name: mode for name, mode in modes.items() if mode.reason(at_end) is None}
-
-
-def _at_end(sparsifier):
-    return dataclasses.replace(sparsifier, anneal=0) if isinstance(sparsifier, TopK) else sparsifier
+    trained = dataclasses.replace(mlp, sparsifier=at_end(mlp.sparsifier))
+    return {name: mode for name, mode in modes.items() if mode.reason(trained) is None}
 
 
 def read(subject: Subject, mode: Inference) -> Read:
