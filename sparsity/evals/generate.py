@@ -17,8 +17,10 @@ from sparsity.config import ConfigError
 from sparsity.data.vocabularies import EOS, Vocabulary
 from sparsity.decode.generate import make_generate, make_sample
 from sparsity.decode.sampling import Sampling
-from sparsity.decode.weights import unstacked
+from sparsity.decode.weights import DECODES, prepared, unstacked
+from sparsity.evals.inference import mode_of
 from sparsity.evals.result import Measure, Result, Subject, mean_and_se
+from sparsity.layers.inference import DenseMask
 
 _SENTINEL = re.compile(r"<extra_id_(\d+)>")  # as T5's vocabulary writes the spans that were taken out
 
@@ -45,12 +47,16 @@ def generate(subject: Subject) -> Result:
     alone. T5 reads a line and an end, and says what is to follow; where the line has sentinels, `<extra_id_0>` and so
     on, that is each of them and what belongs in its place. GPT-2 and Llama continue the line, with nothing before it.
 
+    In a mode of inference (`config.mode`) one device reads weights that are laid out for it.
+
     Raises:
-      ConfigError: a model that cannot do it, data without a vocabulary, no such file, a line that is empty, has too
-        many tokens for the model's positions, a sentinel that does not exist or a token that the model does not have.
+      ConfigError: a model that cannot do it, a mode that its sparsifier does not permit, data without a vocabulary, no
+        such file, a line that is empty, has too many tokens for the model's positions, a sentinel that does not exist
+        or a token that the model does not have.
     """
-    cfg, source, mesh = subject.config, subject.source, subject.mesh
-    model, params = unstacked(subject.model, subject.params)
+    cfg, source = subject.config, subject.source
+    model, params = _as_read(subject)
+    mesh = spmd.make_mesh(spmd.MeshConfig(1), jax.devices()[:1]) if cfg.mode else subject.mesh
     module = model.build(source.classes)
     if not hasattr(module, "step"):
         raise ConfigError(f"evals.names: generate needs a gpt2, llama or t5; {type(model).__name__} says no tokens")
@@ -79,6 +85,18 @@ def generate(subject: Subject) -> Result:
         for line, row in zip(prompts, said, strict=True)
     ]
     return Result(_measures(said, end, subject), {"generated": [dataclasses.asdict(one) for one in found]})
+
+
+def _as_read(subject: Subject) -> tuple[Any, Any]:
+    """The model, and its parameters as it reads them. Raises ConfigError."""
+    cfg, model = subject.config, subject.model
+    if not cfg.mode:
+        return unstacked(model, subject.params)
+    try:
+        mode = mode_of(cfg.mode, model.mlp, model.d_model, cfg) if isinstance(model, DECODES) else DenseMask()
+        return prepared(model, jax.device_get(subject.params), mode)
+    except ValueError as error:
+        raise ConfigError(f"evals.mode: {error}") from error
 
 
 @functools.lru_cache(maxsize=4)  # what is evaluated again and again while training is compiled once
@@ -173,6 +191,7 @@ def _up_to(end: int | None, row: np.ndarray) -> np.ndarray:
 def _measures(said: Sequence[np.ndarray], end: int | None, subject: Subject) -> tuple[Measure, ...]:
     cfg = subject.config
     how = f"drawn at temperature {cfg.temperature:g} with top_p {cfg.top_p:g}" if cfg.temperature else "greedy"
+    how += f", mode {cfg.mode}" if cfg.mode else ""
     of = f"{how}, at most {cfg.length}; mean over n prompts"
     tokens = mean_and_se([len(row) for row in said])
     measures = [Measure("generate.tokens", *tokens, len(said), f"tokens said after a prompt, {of}", "tokens")]

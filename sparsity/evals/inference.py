@@ -9,11 +9,11 @@ import jax
 import numpy as np
 import optax
 
-from sparsity.config import ConfigError
+from sparsity.config import ConfigError, lookup
 from sparsity.data.pipeline import eval_batches
 from sparsity.decode.weights import DECODES, at_end, prepared
 from sparsity.evals.result import EvalConfig, Measure, Result, Subject, mean_and_se
-from sparsity.layers.inference import DenseMask, GatherOut, Inference, LowRank, QuantizedSearch, Threshold
+from sparsity.layers.inference import INFERENCE, DenseMask, GatherOut, Inference, LowRank, QuantizedSearch, Threshold
 from sparsity.layers.inference.base import Alone, Diagnosis
 from sparsity.layers.mlp import MLPConfig
 from sparsity.layers.sparsify import STATS, Context
@@ -87,7 +87,7 @@ def modes_of(mlp: MLPConfig, d_model: int, config: EvalConfig) -> dict[str, Infe
     modes: dict[str, Inference] = {}
     if isinstance(mlp.sparsifier, TopK):
         k, recall = mlp.sparsifier.k, mlp.sparsifier.recall_target
-        candidates, rank = min(config.candidates or 2 * k, mlp.d_ff), config.rank or mlp.predictor or -(-d_model // 16)
+        candidates, rank = _searched(mlp, d_model, config)
         if candidates < k:
             raise ConfigError(f"evals.candidates: {candidates} are fewer than the k {k} units that are to be found")
         modes["gather_out"] = GatherOut()
@@ -101,6 +101,28 @@ def modes_of(mlp: MLPConfig, d_model: int, config: EvalConfig) -> dict[str, Infe
         modes["threshold"] = Threshold(capacity=mlp.d_ff)
     trained = dataclasses.replace(mlp, sparsifier=at_end(mlp.sparsifier))
     return {name: mode for name, mode in modes.items() if mode.reason(trained) is None}
+
+
+def mode_of(name: str, mlp: MLPConfig, d_model: int, config: EvalConfig) -> Inference:
+    """The mode of that name in `INFERENCE`, exact where it can be; `prepared` refuses what the sparsifier forbids.
+
+    Raises:
+      ConfigError: there is no such mode.
+    """
+    kind = lookup(INFERENCE, name, "mode of inference")
+    candidates, rank = _searched(mlp, d_model, config)
+    settings: dict[str, dict[str, int]] = {
+        "low_rank": {"rank": rank, "candidates": candidates},
+        "quantized_search": {"candidates": candidates},
+        "threshold": {"capacity": mlp.d_ff},
+    }
+    return kind(**settings.get(name, {}))
+
+
+def _searched(mlp: MLPConfig, d_model: int, config: EvalConfig) -> tuple[int, int]:
+    """The candidates and the rank of searches."""
+    k = mlp.sparsifier.k if isinstance(mlp.sparsifier, TopK) else mlp.d_ff
+    return min(config.candidates or 2 * k, mlp.d_ff), config.rank or mlp.predictor or -(-d_model // 16)
 
 
 def read(subject: Subject, mode: Inference) -> Read:

@@ -83,9 +83,11 @@ class EvalConfig:
       temperature: at which it draws them; 0: they are the most likely ones.
       top_p: probability of the nucleus that it draws from, 1 being all tokens.
       seed: of what it draws; None: the run's.
+      mode: of `layers.inference.INFERENCE`, in which it computes the decoder's MLPs, k at the end of its annealing; "":
+        as in training. More than `ops.sparse_matmul.TOKENS` prompts at a time share whole products in every mode.
       imposed_k: units that the evaluator `imposed` keeps of every MLP, one evaluation each.
-      rank, candidates: of the searches that the evaluator `inference` measures; 0: that of the predictor trained with
-        the network, or else a sixteenth of d_model, and twice k.
+      rank, candidates: of searches, of that mode's or of those that the evaluator `inference` measures; 0: that of the
+        predictor trained with the network, or else a sixteenth of d_model, and twice k.
     """
 
     names: tuple[str, ...]
@@ -105,6 +107,7 @@ class EvalConfig:
     temperature: float = later(0.0)
     top_p: float = later(1.0)
     seed: int | None = later(None)
+    mode: str = later("")
     imposed_k: tuple[int, ...] = later(())
     rank: int = later(0)
     candidates: int = later(0)

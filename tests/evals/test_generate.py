@@ -82,6 +82,23 @@ def test_a_gpt_2_continues_each_line_of_the_file_as_whole_forward_passes_do(prom
     assert "greedy, at most 4" in tokens.definition
 
 
+def test_what_is_said_in_a_mode_of_inference_is_what_is_said_as_in_training(prompts):
+    path, source = prompts("ab", "a äc"), Text(length=12)
+    top_k = dataclasses.replace(GPT2, mlp=MLPConfig(32, TopK(k=4)))
+    said = lambda model, **more: generate(subject_of(model, source, path, batch=1, length=4, **more))
+    plain = said(top_k).arrays
+    for mode in ("gather_out", "quantized_search", "dense"):
+        found = said(top_k, mode=mode)
+        assert found.arrays == plain
+        assert f"greedy, mode {mode}, at most 4" in found.measures[0].definition
+    assert said(top_k, mode="low_rank", rank=1, candidates=4).arrays != plain, "a search that misses units is in use"
+    assert said(GPT2, mode="threshold", devices=2).arrays == said(GPT2).arrays
+    with pytest.raises(ConfigError, match=r"^evals.mode: inference: LowRank of Relu: it keeps no number of units"):
+        said(GPT2, mode="low_rank")
+    with pytest.raises(ConfigError, match=r'^evals.mode: unknown mode of inference "gather".*gather_out'):
+        said(GPT2, mode="gather")
+
+
 def test_what_is_drawn_is_a_function_of_seed_and_line_whatever_the_batch(prompts):
     path, source = prompts("ab", "a", "ba"), Text(length=12)
     settings = {"length": 4, "temperature": 1.5, "top_p": 0.99}
