@@ -4,6 +4,7 @@ from sparsity.evals.accuracy import accuracy
 from sparsity.evals.calibration import calibration
 from sparsity.evals.cost import cost
 from sparsity.evals.exemplars import exemplars
+from sparsity.evals.firing import firing
 from sparsity.evals.generate import generate
 from sparsity.evals.imposed import imposed
 from sparsity.evals.inference import inference
@@ -29,6 +30,7 @@ EVALS: dict[str, Evaluator] = {
     "sparsity": sparsity,
     "neurons": neurons,
     "units": units,
+    "firing": firing,
     "thresholds": thresholds,
     "quantiles": quantiles,
     "cost": cost,

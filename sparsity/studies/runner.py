@@ -221,6 +221,19 @@ def plan_of_run(config: RunConfig, workdir: Path) -> str:
     return "\n".join([text, *(f"starts from: {place}" for place in places[-2::-1])])
 
 
+def views(configs: Sequence[Any], workdir: str | Path, progress: Progress | None = None) -> dict[str, RunView]:
+    """Runs a few configs, as recipes make them, and gives what figures draw: a notebook's study.
+
+    Raises:
+      ConfigError: a bad config, or two runs of one name.
+    """
+    found = {}
+    for config in expand(lambda _: configs, ""):
+        files = Workdir(run_directory(Path(workdir), config))
+        found[config.name] = RunView.of(files, run(config, files.path, progress))
+    return found
+
+
 def run_study(
     study: Study,
     sweep: Callable[[str], Sequence[Any]],

@@ -35,6 +35,9 @@ def test_a_study_runs_everything_once_and_then_says_finished(tmp_path, sweep):
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
     again = run_study(STUDIES["quickstart"], sweep, "embedded", tmp_path, Progress(io.StringIO()))
     assert "finished already" in again.text
+    views = runner.views(sweep("embedded"), tmp_path, Progress(io.StringIO()))  # a notebook's: the runs are there
+    assert list(views) == ["tiny", "tiny_top_4"]
+    assert all(view.outcome.resumed and view.records("sparsity") for view in views.values())
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == before
 
 

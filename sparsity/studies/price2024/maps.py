@@ -51,6 +51,28 @@ def activations(_: Runs) -> Drawing:
     return draw.done(figure)
 
 
+def variance_map(sparsity: float, m: float, *, two_sided: bool = False) -> Drawing:
+    """The variance map of one clipped activation on the edge of chaos at q* = 1; dots: fixed points; dashed: no clip.
+
+    Raises:
+      ValueError: a sparsity or a clip that has no edge of chaos.
+    """
+    figure, axes = draw.panels(1, 1, height=3.6)
+    axis, q, tau = axes[0], np.linspace(1e-3, 4, 400), threshold(sparsity, two_sided=two_sided)
+    for clip, style in ((m, "C0-"), (np.inf, "C1--")):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", BifurcationWarning)  # they are drawn
+            edge = at(thresholded(tau, clip, two_sided=two_sided))
+        field = MeanField(thresholded(tau, clip, two_sided=two_sided), edge.sigma_w2, edge.sigma_b2)
+        clipped = "no clip" if np.isinf(clip) else f"m = {clip:g}"
+        label = f"{clipped}: V' = {edge.v1:.2f}, V'' = {edge.v2:.2f}, sigma_w^2 = {edge.sigma_w2:.1f}"
+        axis.plot(q, field.variance(q), style, label=label)
+        found = [point.q for point in edge.fixed_points if point.q > 0]
+        axis.plot(found, found, f"{style[:2]}o", ms=5)
+    axis.set_title(f"{'CST' if two_sided else 'CReLU'}, s = {sparsity:g}, tau = {tau:.2f}")
+    return _variance_maps(figure, axes, q)
+
+
 def unclipped_maps(_: Runs) -> Drawing:
     """Figs. 2 and 9: variance maps of shifted ReLU and soft threshold on the edge of chaos at q* = 1.
 

@@ -40,6 +40,19 @@ def test_every_figure_is_drawn_and_has_a_caption(heading):
     assert MAPS.figures[heading].__doc__.startswith("Fig")
 
 
+def test_the_map_of_a_clip_that_was_solved_for_has_its_slope_and_its_fixed_point():
+    edge = price2024.quiet_solve(0.85, 0.7, two_sided=False)
+    axis = price2024.variance_map(0.85, edge.m).figure.axes[0]
+    lines = {line.get_label(): line for line in axis.lines}
+    clipped = next(line for label, line in lines.items() if label.startswith("m = ") and "V' = 0.70" in label)
+    unclipped = next(line for label, line in lines.items() if label.startswith("no clip: V' = 1.00"))
+    q, v = clipped.get_data()
+    assert np.interp(1.0, q, v) == pytest.approx(1, abs=1e-3)  # between points .01 apart
+    assert np.interp(3.0, q, v) < 3 < np.interp(3.0, *unclipped.get_data())
+    dots = [line.get_xdata() for line in axis.lines if line.get_linestyle() == "None"]
+    assert any(np.allclose(x, 1.0) for x in dots)
+
+
 def test_the_study_needs_no_runs_and_says_when_it_is_finished(tmp_path):
     first = run_study(MAPS, lambda scale: [], "embedded", tmp_path, Progress(io.StringIO()))
     assert "P10: reproduced" in first.text
