@@ -39,7 +39,7 @@ def test_kinds_rates_lifts_and_the_strongest_tokens_are_those_of_a_plain_count()
             lift = np.where(counts >= firing_lib.OF_KIND, counts / fired.sum() / np.maximum(base, 1e-9), 0)
             kind = int(lift.argmax())
             shares[unit] = (kind, counts[kind] / fired.sum(), lift[kind], fired.mean())
-        assert 3 <= len(shares)
+        assert len(shares) >= 3
         assert measures[f"firing.share.{layer}"].n == len(shares)
         assert measures[f"firing.share.{layer}"].value == pytest.approx(np.mean([s for _, s, *_ in shares.values()]))
         assert measures[f"firing.lift.{layer}"].value == pytest.approx(np.median([t[2] for t in shares.values()]))
