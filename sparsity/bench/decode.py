@@ -18,7 +18,7 @@ SHAPES = {"base": (768, 3072), "large": (1024, 4096), "3B": (1024, 16_384), "11B
 KS = (32, 64, 128, 256, 512)
 K, RANK, CANDIDATES = 128, 64, 256
 BASE_TOKENS = (32, 160)
-TOKENS_3B = (8, 24)  # of a decoder that takes a third of a second a token
+TOKENS_3B, ROUNDS_3B = (4, 16), 15  # of a decoder that takes a third of a second a token
 
 # What modes are to reach of the fastest dense layout's time, by d_ff.
 GATHER = {16_384: 1 / 1.85, 65_536: 1 / 1.85}
@@ -109,4 +109,5 @@ def _step_case(size: str, tokens: tuple[int, int], smoke: bool) -> Case:
         },
         slopes=compared,
         moved=steps.moved(),
+        rounds=None if size == "base" else ROUNDS_3B,
     )

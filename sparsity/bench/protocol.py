@@ -59,6 +59,7 @@ class Case:
       facts: anything else for the record: kept counts, recall, matrix products.
       slopes: name -> (longer arm, shorter arm): what the longer one takes more, round by round.
       moved: arm or slope -> bytes that it reads at least; see `rates`.
+      rounds: at most, of arms that take seconds each.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Case:
     facts: Mapping[str, Any]
     slopes: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
     moved: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    rounds: int | None = None
 
 
 class Suite(Protocol):
@@ -162,7 +164,7 @@ def measure(case: Case, rounds: int = ROUNDS, stream_bytes: int = STREAM_BYTES) 
     A case is `steady` if the STREAM read moved by at most 20%; the others should be run again.
     """
     before = _state(stream_bytes)
-    seconds = interleave(case.arms, rounds)
+    seconds = interleave(case.arms, min(rounds, case.rounds or rounds))
     for name, (longer, shorter) in case.slopes.items():
         seconds[name] = [a - b for a, b in zip(seconds[longer], seconds[shorter], strict=True)]
     after = _state(stream_bytes)

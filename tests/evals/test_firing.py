@@ -7,8 +7,19 @@ import pytest
 from sparsity.config import ConfigError
 from sparsity.data.mock import MockText
 from sparsity.data.span_corruption import MockSpans
-from sparsity.evals import firing as firing_lib
-from sparsity.evals.firing import as_text, firing
+from sparsity.evals.firing import (
+    EXAMPLES,
+    LEAST,
+    OF_KIND,
+    Counts,
+    _at_random,
+    _counted,
+    _frequent,
+    _named,
+    as_text,
+    firing,
+    preferences,
+)
 from sparsity.layers.mlp import MLPConfig
 from sparsity.layers.sparsify import ACTIVATIONS, Context
 from sparsity.models.gpt2 import GPT2Config
@@ -33,13 +44,13 @@ def test_kinds_rates_lifts_and_the_strongest_tokens_are_those_of_a_plain_count()
         for unit in range(8):
             fired = h[..., unit] > 0
             counts = np.array([(fired & (tokens == token)).sum() for token in range(11)])
-            if fired.sum() < firing_lib.LEAST or counts.max() < firing_lib.OF_KIND:
+            if fired.sum() < LEAST or counts.max() < OF_KIND:
                 continue
             base = np.array([(tokens == token).mean() for token in range(11)])
-            lift = np.where(counts >= firing_lib.OF_KIND, counts / fired.sum() / np.maximum(base, 1e-9), 0)
+            lift = np.where(counts >= OF_KIND, counts / fired.sum() / np.maximum(base, 1e-9), 0)
             kind = int(lift.argmax())
             shares[unit] = (kind, counts[kind] / fired.sum(), lift[kind], fired.mean())
-        assert len(shares) >= 3
+        assert len(shares) >= 2
         assert measures[f"firing.share.{layer}"].n == len(shares)
         assert measures[f"firing.share.{layer}"].value == pytest.approx(np.mean([s for _, s, *_ in shares.values()]))
         assert measures[f"firing.lift.{layer}"].value == pytest.approx(np.median([t[2] for t in shares.values()]))
@@ -62,24 +73,24 @@ def test_units_that_fire_without_looking_are_no_more_choosy_than_their_yardstick
     fired = np.stack([rng.multivariate_hypergeometric(tokens, 120) for _ in range(400)], 1)
     chosen = fired.copy()
     chosen[:, :200] = np.array([[0], [0], [120], [0]])
-    counts = lambda fired: firing_lib.Counts(fired, tokens, None, None, 1)
-    null = firing_lib._at_random(counts(fired), rng)
+    counts = lambda fired: Counts(fired, tokens, None, None, 1)
+    null = _at_random(counts(fired), rng)
     assert (null.sum(0) == 120).all()
-    lift = lambda fired: np.median([x[2] for x in firing_lib.preferences(fired, tokens).values()])
+    lift = lambda fired: np.median([x[2] for x in preferences(fired, tokens).values()])
     # The median over 400 units of the largest of three lifts, each with a deviation of .07 to .2 over tokens.
     assert lift(null) == pytest.approx(lift(fired), abs=0.02)
     assert lift(chosen[:, :200]) == pytest.approx(5)
 
 
 def test_a_t5s_decoder_is_named_by_its_own_tokens_and_padding_is_none():
-    source = MockSpans(inputs_length=12, targets_length=6, classes=40)
+    source = MockSpans(length=12, classes=8)
     model = T5Config(mlp=MLPConfig(8, Relu(), use_bias=False), d_model=8, layers=2, heads=2, head_dim=4)
     subject = language_subject(source, model, None, batch=8)
-    arrays = {k: x[: firing_lib.EXAMPLES] for k, x in source.model_input(subject.split.arrays()).items()}
+    arrays = {k: x[:EXAMPLES] for k, x in source.model_input(subject.split.arrays()).items()}
     arrays["input_segments"] = np.where(np.arange(12) < 9, arrays["input_segments"], 0)
-    named = firing_lib._named(subject, arrays)
-    kinds = {name: firing_lib._frequent(tokens) for name, tokens in named.items()}
-    counted = firing_lib._counted(subject, arrays, named, kinds)
+    named = _named(subject, arrays)
+    kinds = {name: _frequent(tokens) for name, tokens in named.items()}
+    counted = _counted(subject, arrays, named, kinds)
     assert sorted(counted) == ["decoder_0", "decoder_1", "encoder_0", "encoder_1"]
     for layer, counts in counted.items():
         stream = "decoder_inputs" if layer.startswith("decoder") else "inputs"
@@ -94,4 +105,4 @@ def test_images_without_classes_are_refused():
     fake = dataclasses.replace(GPT2)
     object.__setattr__(fake, "inputs", ("image",))
     with pytest.raises(ConfigError, match=r"^evals.names: firing calls patches by the class of their image"):
-        firing_lib._named(dataclasses.replace(subject, model=fake), {"image": jax.numpy.zeros((1, 2, 2, 1))})
+        _named(dataclasses.replace(subject, model=fake), {"image": jax.numpy.zeros((1, 2, 2, 1))})

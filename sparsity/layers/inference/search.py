@@ -22,12 +22,13 @@ from sparsity.layers.inference.base import (
 )
 from sparsity.layers.inference.gather import SEARCHED, exact_set, largest, not_top_k, ranked, recall, top
 from sparsity.ops import quantised
-from sparsity.ops.sparse_matmul import matrix, whole
+from sparsity.ops.sparse_matmul import matrix, narrow, whole
 from sparsity.ops.sparsifiers import Gelu
 
 if TYPE_CHECKING:
     from sparsity.layers.mlp import MLPConfig
 
+BLOCK, BLOCKS = 32, 8  # units that are searched as one, where there are so many times as many blocks as candidates
 PREDICTOR = "predictor"  # beside wi and wo: {read [D, r], write [r, F]}, x read write ~ x W_i
 
 
@@ -85,7 +86,7 @@ class _Search(Inference):
 
     def find(self, weights: Weights, x_TxD: jax.Array, mlp: MLPConfig, dtype: str) -> Found:
         """The k largest of each token's candidates."""
-        score_TxC, index_TxC = top(self.score(weights, x_TxD, dtype), self.candidates)
+        score_TxC, index_TxC = best(self.score(weights, x_TxD, dtype), self.candidates)
         index_TxC = jnp.sort(index_TxC)  # so that ties go to the lower unit
         z_TxC = linear_at(weights["wi"], x_TxD, index_TxC, dtype)
         h_TxK, place_TxK = largest(ranked(z_TxC, mlp.sparsifier), mlp.sparsifier)
@@ -95,7 +96,7 @@ class _Search(Inference):
     def diagnose(self, weights, x_TxD, mlp, dtype):
         exact_TxF = exact_set(ranked(linear(weights["wi"], x_TxD, dtype), mlp.sparsifier), mlp.sparsifier)
         score_TxF = self.score(weights, x_TxD, dtype)
-        index_TxC = top(score_TxF, self.candidates)[1]
+        index_TxC = best(score_TxF, self.candidates)[1]
         found_TxF = jnp.zeros(score_TxF.shape, bool).at[jnp.arange(len(x_TxD))[:, None], index_TxC].set(True)
         least_Tx1 = jnp.min(jnp.where(exact_TxF, score_TxF, jnp.inf), -1, keepdims=True)
         same = jnp.full(len(x_TxD), self.candidates)
@@ -133,14 +134,14 @@ class LowRank(_Search):
                 raise ValueError(f"inference: LowRank has rank {self.rank}, the predictor {read.shape[1]}")
         else:
             read, write = by_svd(params["wi"]["kernel"], self.rank)
-        return out | {PREDICTOR: {"read": held(read.T, dtype), "write": held(write.T, dtype)}}
+        return out | {PREDICTOR: {"read": held(read.T, dtype), "write": held(write, dtype)}}
 
     def bytes_searched(self, mlp, d_model, itemsize):
         return itemsize * self.rank * (d_model + mlp.d_ff)
 
     def score(self, weights, x_TxD, dtype):
         low_TxR = whole(x_TxD, weights[PREDICTOR]["read"])
-        score_TxF = whole(low_TxR, weights[PREDICTOR]["write"])
+        score_TxF = narrow(low_TxR, weights[PREDICTOR]["write"])
         return score_TxF + weights["wi"]["bias"] if "bias" in weights["wi"] else score_TxF
 
     def __call__(self, weights, x_TxD, mlp, dtype):
@@ -213,6 +214,23 @@ class QuantizedSearch(_Search):
             return found._replace(h_TxK=h_TxK, index_TxK=index_TxK, broken_T=jnp.isnan(z_TxF).any(-1))
 
         return find
+
+
+def best(score_TxF: jax.Array, candidates: int) -> tuple[jax.Array, jax.Array]:
+    """The largest scores and their columns [T, C]; of equal ones, any.
+
+    Of many, they lie in the C blocks whose own largest are the largest: two short searches for a long one.
+    """
+    tokens, units = score_TxF.shape
+    blocks = units // BLOCK
+    if units % BLOCK or blocks < BLOCKS * candidates:
+        return top(score_TxF, candidates)
+    score_TxNxB = score_TxF.reshape(tokens, blocks, BLOCK)
+    largest_TxN = jnp.where(jnp.isnan(score_TxNxB), jnp.inf, score_TxNxB).max(-1)  # NaN ranks first, whatever its sign
+    _, block_TxC = top(largest_TxN, candidates)
+    within = jnp.take_along_axis(score_TxNxB, block_TxC[..., None], axis=1).reshape(tokens, -1)
+    score_TxC, place_TxC = top(within, candidates)
+    return score_TxC, jnp.take_along_axis(block_TxC, place_TxC // BLOCK, axis=1) * BLOCK + place_TxC % BLOCK
 
 
 def _bounding(bound: jax.Array, dtype: str) -> jax.Array:

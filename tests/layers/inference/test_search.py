@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sparsity.layers.inference import LowRank, QuantizedSearch
+from sparsity.layers.inference.search import best
 from sparsity.layers.mlp import MLPConfig
 from sparsity.ops.sparsifiers import TopK
 
@@ -106,12 +107,27 @@ def test_recall_and_the_candidates_needed_are_counts():
         LowRank(rank=2, candidates=2).lay_out(params, config, "float32")
 
 
+def test_the_best_of_many_scores_are_those_of_one_long_search():
+    rng = np.random.default_rng(2)
+    score = rng.normal(size=(4, 1024)).astype(np.float32)
+    score[1, 64:72] += 9  # more than are sought, all in one block
+    score[2, 500] = np.nan  # ranks first, as in `top`
+    score[3] = -np.inf
+    score[3, [3, 900]] = -1
+    for candidates in (4, 5, 1024):  # 4 is found by blocks, of others there are too many
+        value, column = best(jnp.asarray(score), candidates)
+        wanted = jax.lax.top_k(score, candidates)[0]
+        np.testing.assert_array_equal(value, wanted)
+        np.testing.assert_array_equal(np.take_along_axis(score, np.asarray(column), 1), wanted)
+        assert all(len(set(row)) == candidates for row in column.tolist())
+
+
 def test_the_svd_is_the_closest_matrix_of_its_rank():
     rng = np.random.default_rng(1)
     w = rng.normal(size=(D, F)).astype(np.float32)
     weights = LowRank(rank=3, candidates=9).lay_out(
         {"wi": {"kernel": w}, "wo": {"kernel": w.T}}, MLPConfig(F, TopK(k=2), use_bias=False), "float32"
     )
-    got = np.asarray(weights["predictor"]["write"] @ weights["predictor"]["read"]).T
+    got = np.asarray(weights["predictor"]["write"].T @ weights["predictor"]["read"]).T
     u, s, v = np.linalg.svd(w.astype(np.float64), full_matrices=False)
     np.testing.assert_allclose(got, (u[:, :3] * s[:3]) @ v[:3], atol=1e-5)
