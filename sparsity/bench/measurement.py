@@ -22,7 +22,6 @@ from sparsity.run import Outcome, Workdir
 from sparsity.writer import Progress, write_json
 
 DENSE, EXACT = "dense", "exact"
-TRIES = 3  # of a measurement, while it is not sound
 LATENCY = "latency"  # the kind, and its record among the outcome's arrays
 
 
@@ -95,7 +94,7 @@ def latency_config(section: Mapping[str, Any]) -> LatencyConfig:
 
 
 def measure_latency(config: LatencyConfig, workdir: str | Path, progress: Progress | None = None) -> Outcome:
-    """Measures `config`, once: what is there is returned. What is not `sound` is measured again, twice at most.
+    """Measures `config`, once: what is there is returned. What is not sound is measured again, twice at most.
 
     Measures are "ms.ARM", milliseconds a token, and "reduction.ARM", 1 - time(arm) / time(dense), medians over n
     rounds; the record of all rounds is the array "latency".
@@ -116,19 +115,12 @@ def measure_latency(config: LatencyConfig, workdir: str | Path, progress: Progre
         case = latency_case(config)
         if progress is not None:
             progress.say(f"{config.name}: {case.name}, {config.rounds} rounds")
-        for _ in range(1 if config.smoke else TRIES):
-            record = protocol.measure(case, config.rounds, 1 << 20 if config.smoke else protocol.STREAM_BYTES)
-            if sound(record):
-                break
+        stream, tries = (1 << 20, 1) if config.smoke else (protocol.STREAM_BYTES, protocol.TRIES)
+        record = protocol.measure(case, config.rounds, stream, tries)
         found = record | {"machine": protocol.machine()}
         outcome = Outcome("finished", config.rounds, _measures(config, record), {LATENCY: found})
         files.write_outcome(outcome)
     return outcome
-
-
-def sound(record: Mapping[str, Any]) -> bool:
-    """The machine was steady, and no slope of a round was lost among the differences of its arms."""
-    return record["steady"] and all(min(record["seconds"][arm]) > 0 for arm in record["rates"])
 
 
 def latency_case(config: LatencyConfig) -> Case:

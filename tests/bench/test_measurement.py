@@ -1,12 +1,10 @@
 import dataclasses
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from sparsity.bench import measurement
-from sparsity.bench.measurement import LATENCY, arm_name, latency_config, measure_latency, sound
+from sparsity.bench.measurement import LATENCY, arm_name, latency_config, measure_latency
 from sparsity.config import ConfigError
 from sparsity.layers.inference import Dense, GatherOut
 from sparsity.ops.sparsifiers import TopK
@@ -49,23 +47,6 @@ def test_a_measurement_is_done_once_and_says_what_it_timed(tmp_path):
     (tmp_path / "outcome.json").unlink()
     with Workdir(tmp_path).claim(), pytest.raises(WorkdirError, match="is being run by"):
         measure_latency(config, tmp_path)
-
-
-def test_what_is_not_sound_is_measured_again_and_says_so(monkeypatch, tmp_path):
-    steady = iter([False, True, True])
-    seconds = iter([0.1, -0.1, 0.1])
-    done = []
-
-    def measure(case, rounds, size):
-        done.append(rounds)
-        found = {"name": "n", "steady": next(steady), "bars": [], "rates": {"dense": {"ms": 1.0}}}
-        return found | {"seconds": {"dense": [0.1, next(seconds)]}}
-
-    monkeypatch.setattr(measurement, "latency_case", lambda config: SimpleNamespace(name="n"))
-    monkeypatch.setattr(measurement.protocol, "measure", measure)
-    outcome = measure_latency(latency_config(SECTION | {"smoke": False, "ks": (128,)}), tmp_path)
-    assert len(done) == 3
-    assert sound(outcome.arrays[LATENCY])
 
 
 def test_arms_are_dense_every_k_by_every_recall_and_the_exact_ones():

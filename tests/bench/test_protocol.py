@@ -70,6 +70,26 @@ def test_a_record_says_whether_the_bar_holds_and_the_machine_was_steady(monkeypa
     assert "unsteady" in protocol.table([record])
 
 
+def test_what_is_not_sound_is_measured_again_and_says_so(monkeypatch):
+    steady, lost = iter([False, True, True, False]), iter([0.1, -0.1, 0.1, 0.1])
+
+    def measured(case, rounds, size):
+        record = {"steady": next(steady), "rates": {"more": {"ms": 1.0}}}
+        return record | {"seconds": {"more": [0.1, next(lost)]}}
+
+    monkeypatch.setattr(protocol, "_measured", measured)
+    record = protocol.measure(None, tries=3)  # the machine drifts, a slope is lost, all is well
+    assert record["tries"] == 3
+    assert protocol.sound(record)
+    assert not protocol.sound(protocol.measure(None))
+
+
+def test_a_case_may_have_fewer_rounds_than_are_asked_for():
+    case = protocol.Case("c", "rows", {"a": lambda: np.zeros(())}, (), {}, rounds=2)
+    of = lambda rounds: len(protocol.measure(case, rounds, 1 << 16)["seconds"]["a"])
+    assert [of(1), of(5)] == [1, 2]
+
+
 def test_rates_and_the_share_of_the_bound_by_hand():
     moved = {"sparse": 5e8, "dense": 1e9}
     seconds = {"sparse": [0.1, 0.4, 0.1], "dense": [0.1, 0.1, 0.2]}

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from sparsity.bench.measurement import DENSE, LATENCY, arm_name, sound
+from sparsity.bench.measurement import DENSE, LATENCY, arm_name
+from sparsity.bench.protocol import sound
 from sparsity.evals.result import Measure
 from sparsity.studies import draw
 from sparsity.studies.draw import Drawing, Runs
