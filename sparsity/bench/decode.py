@@ -17,7 +17,7 @@ from sparsity.ops.sparsifiers import Relu, ShiftedRelu, TopK
 SHAPES = {"base": (768, 3072), "large": (1024, 4096), "3B": (1024, 16_384), "11B": (1024, 65_536)}  # d_model, d_ff
 KS = (32, 64, 128, 256, 512)
 K, RANK, CANDIDATES = 128, 64, 256
-BASE_TOKENS = (32, 160)
+BASE_TOKENS = (16, 80)
 TOKENS_3B, ROUNDS_3B = (4, 16), 15  # of a decoder that takes a third of a second a token
 
 # What modes are to reach of the fastest dense layout's time, by d_ff.

@@ -56,8 +56,7 @@ class SelfAttention(nn.Module):
         q_BxLxHxK, k_BxMxHxK, v_BxMxHxK = project("query"), project("key"), project("value")
         if ctx.slots:
             k_BxMxHxK, v_BxMxHxK = kept_pair(self, k_BxMxHxK, v_BxMxHxK, ctx)
-        precise = jnp.promote_types(q_BxLxHxK.dtype, jnp.float32)
-        scores_BxHxLxM = jnp.einsum("bqhd,bkhd->bhqk", q_BxLxHxK, k_BxMxHxK, preferred_element_type=precise)
+        scores_BxHxLxM = scores(q_BxLxHxK, k_BxMxHxK.swapaxes(1, 2))
         if self.causal:
             scores_BxHxLxM = causal(scores_BxHxLxM, ctx)
         weights_BxHxLxM = jax.nn.softmax(scores_BxHxLxM / split[-1] ** 0.5).astype(v_BxMxHxK.dtype)
@@ -116,18 +115,23 @@ class T5Attention(nn.Module):
         read = memory_BxMxD if self.cross else x_BxLxD
         of = lambda name: kept(self, name, lambda: project(name, read), ctx, fixed=self.cross)
         k_BxHxMxK, v_BxHxMxK = of("key"), of("value")
-        precise = jnp.promote_types(q_BxLxHxK.dtype, jnp.float32)
-        scores_BxHxLxM = jnp.einsum("bqhd,bhkd->bhqk", q_BxLxHxK, k_BxHxMxK, preferred_element_type=precise)
+        scores_BxHxLxM = scores(q_BxLxHxK, k_BxHxMxK)
         if bias_1xHxLxM is not None:
             scores_BxHxLxM = scores_BxHxLxM + bias_1xHxLxM
         if mask_Bx1xLxM is not None:  # finite: a token of padding, which sees none, must not become NaN
-            scores_BxHxLxM = jnp.where(mask_Bx1xLxM, scores_BxHxLxM, jnp.finfo(precise).min)
+            scores_BxHxLxM = jnp.where(mask_Bx1xLxM, scores_BxHxLxM, jnp.finfo(scores_BxHxLxM.dtype).min)
         weights_BxHxLxM = jax.nn.softmax(scores_BxHxLxM).astype(v_BxHxMxK.dtype)
         weights_BxHxLxM = nn.Dropout(self.dropout, (-2,), deterministic=not ctx.train)(weights_BxHxLxM)
         y_BxLxHxK = jnp.einsum("bhqk,bhkd->bqhd", weights_BxHxLxM, v_BxHxMxK)
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
         out = dense(x_BxLxD.shape[-1], ("heads", "embed"), kernel_init=init, name="out", **settings)
         return axes.constrain(out(y_BxLxHxK.reshape(*x_BxLxD.shape[:2], -1)), ("batch", "length", "embed"))
+
+
+def scores(q_BxLxHxK: jax.Array, k_BxHxMxK: jax.Array) -> jax.Array:
+    """Q K^T [B, H, L, M], float32 at least; heads first in both, or a CPU reads one query's keys five times as long."""
+    precise = jnp.promote_types(q_BxLxHxK.dtype, jnp.float32)
+    return jnp.einsum("bhqd,bhkd->bhqk", q_BxLxHxK.swapaxes(1, 2), k_BxHxMxK, preferred_element_type=precise)
 
 
 def kept(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sparsity.axes import AxisError
-from sparsity.layers.dense import dense, named
+from sparsity.layers.dense import PART, dense, named
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4)), jnp.float32)
 
@@ -62,3 +62,21 @@ def test_a_misspelt_axis_is_refused_before_anything_is_initialised():
         named(nn.initializers.zeros, "embd")
     with pytest.raises(AxisError, match='unknown axis "mpl"'):
         dense(6, ("embed", "mpl"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_one_token_of_many_inputs_is_summed_in_parts_and_has_the_same_output(dtype):
+    rng = np.random.default_rng(2)
+    kernel, bias = rng.normal(size=(2 * PART, 24)).astype(np.float32), rng.normal(size=24).astype(np.float32)
+    layer = dense(24, ("mlp", "embed"), dtype=dtype)
+    apply = jax.jit(lambda x: layer.apply({"params": {"kernel": kernel, "bias": bias}}, x))
+    tokens = rng.normal(size=(1, 3, 2 * PART)).astype(np.float32)
+    one, all_three = apply(tokens[:, :1]), apply(tokens)
+    assert one.dtype == all_three.dtype == jnp.dtype(dtype)
+    exact = tokens[:, :1].astype(np.float64) @ kernel.astype(np.float64) + bias
+    # Sums of 512 products of deviation 1, of inputs of 24 or 8 bits.
+    np.testing.assert_allclose(one, exact, atol=1e-4 if dtype == "float32" else 0.5)
+    np.testing.assert_allclose(one, all_three[:, :1], atol=1e-4 if dtype == "float32" else 0.25)
+    text = lambda x: apply.lower(x).as_text()
+    assert f"tensor<2x{PART}x24x" in text(tokens[:, :1])
+    assert f"tensor<2x{PART}x24x" not in text(tokens)
