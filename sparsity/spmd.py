@@ -7,6 +7,7 @@ Explicit axes a logical constraint turns into an assertion and Top-k over a shar
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -15,7 +16,11 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sparsity import axes
-from sparsity.config import ConfigError
+from sparsity.config import ConfigError, later
+
+# Numbers in a parameter from which on `fsdp` splits it. Smaller ones, biases and norms nearly all, are not worth the
+# messages, and the channels of an image, which a first convolution reads, could not be split.
+LARGE = 2**16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,37 +28,52 @@ class MeshConfig:
     """Devices along each mesh axis.
 
     Attributes:
-      data: devices that split the batch; -1 takes all that `model` leaves.
+      data: devices that split the batch; -1 takes all that the others leave.
       model: devices that split hidden units, heads and vocabulary.
+      fsdp: devices that split the batch, beside `data`, and every parameter of `LARGE` numbers or more with its
+        optimizer slots.
+      sequence: devices that split the tokens of every example; attention gathers keys and values. It divides the
+        length of all that the model reads.
     """
 
     data: int = -1
     model: int = 1
+    fsdp: int = later(1)
+    sequence: int = later(1)
 
     def __post_init__(self):
-        if self.model < 1:
-            raise ValueError(f"model: must be at least 1, got {self.model}")
+        for field in ("model", "fsdp", "sequence"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}: must be at least 1, got {getattr(self, field)}")
         if self.data < 1 and self.data != -1:
             raise ValueError(f"data: must be at least 1, or -1 for all devices, got {self.data}")
 
 
 def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
-    """The mesh (data, model) over `devices` (all by default); the only mesh constructor.
+    """The mesh of `axes.MESH_AXES` over `devices` (all by default); the only mesh constructor.
 
     Raises:
       ConfigError: more devices asked for than there are, or a remainder left over.
     """
     devices = jax.devices() if devices is None else devices
-    data = len(devices) // config.model if config.data == -1 else config.data
-    needed = data * config.model
+    sizes = {name: getattr(config, name) for name in axes.MESH_AXES}
+    others = math.prod(size for name, size in sizes.items() if name != "data")
+    shape = sizes | {"data": len(devices) // others if config.data == -1 else config.data}
+    needed = math.prod(shape.values())
     if needed == 0 or needed > len(devices) or (config.data == -1 and needed != len(devices)):
-        raise ConfigError(f"config.mesh: data {config.data} x model {config.model} does not fit {len(devices)} devices")
-    shape = (data, config.model)
-    return jax.make_mesh(shape, axes.MESH_AXES, (AxisType.Auto,) * 2, devices=devices[:needed])
+        asked = " x ".join(f"{name} {size}" for name, size in sizes.items())
+        raise ConfigError(f"config.mesh: {asked} does not fit {len(devices)} devices")
+    kinds = (AxisType.Auto,) * len(shape)
+    return jax.make_mesh(tuple(shape.values()), axes.MESH_AXES, kinds, devices=devices[:needed])
+
+
+def batch_devices(mesh: Mesh) -> int:
+    """Into how many parts a batch is split."""
+    return axes.parts(mesh, axes.spec(("batch",))[0])
 
 
 def param_specs(boxed: Any) -> Any:
-    """PartitionSpecs of a parameter tree, from the axis names its initialisers attached.
+    """PartitionSpecs of a parameter tree, from the axis names its initialisers attached; `fsdp` splits `LARGE` ones.
 
     Raises:
       AxisError: a name without a rule, or a parameter that names no axes.
@@ -62,7 +82,7 @@ def param_specs(boxed: Any) -> Any:
     def one(path, leaf):
         if not isinstance(leaf, nn.LogicallyPartitioned):
             raise axes.AxisError(f"parameter {jax.tree_util.keystr(path)} names no axes")
-        return axes.spec(leaf.names)
+        return axes.spec(leaf.names, taken=() if math.prod(leaf.value.shape) >= LARGE else ("fsdp",))
 
     return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
 
@@ -114,10 +134,10 @@ def check_divisible(shapes: Any, specs: Any, mesh: Mesh) -> None:
     leaves = jax.tree_util.tree_leaves_with_path(shapes)
     partitions = jax.tree.leaves(specs, is_leaf=lambda s: isinstance(s, PartitionSpec))
     for (path, leaf), spec in zip(leaves, partitions, strict=True):
-        for size, name in zip(leaf.shape, spec, strict=False):
-            if name is not None and size % mesh.shape[name]:
+        for size, entry in zip(leaf.shape, spec, strict=False):
+            if size % (n := axes.parts(mesh, entry)):
+                name = entry if isinstance(entry, str) else " x ".join(entry)
                 where = jax.tree_util.keystr(path, simple=True, separator="/")
-                n = mesh.shape[name]
                 raise ConfigError(f"config.mesh.{name}: {n} devices do not divide the {size} units of {where}")
 
 
@@ -132,6 +152,6 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def place_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Global arrays split over `data` along axis 0, from this process's part of a batch."""
+    """Global arrays split over `data` and `fsdp` along axis 0, from this process's part of a batch."""
     sharding = NamedSharding(mesh, axes.spec(("batch",)))
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}

@@ -9,23 +9,24 @@ from sparsity import axes
 
 @pytest.fixture
 def mesh():
-    devices = jax.devices()[:1]
-    return jax.make_mesh((1, 1), axes.MESH_AXES, (AxisType.Auto,) * 2, devices=devices)
+    return jax.make_mesh((1, 2, 2, 2), axes.MESH_AXES, (AxisType.Auto,) * 4)
 
 
-def test_every_rule_leads_to_a_mesh_axis_or_to_none():
-    assert axes.RULES
-    assert set(axes.RULES.values()) == {None, *axes.MESH_AXES}
+def test_every_rule_leads_to_axes_of_the_mesh():
+    assert {name for leads_to in axes.RULES.values() for name in leads_to} == set(axes.MESH_AXES)
 
 
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
         ((), PartitionSpec()),
-        (("batch", "length", "embed"), PartitionSpec("data", None, None)),
-        (("batch", "length", "mlp"), PartitionSpec("data", None, "model")),
-        (("batch", "length", "heads", "head_dim"), PartitionSpec("data", None, "model", None)),
-        (("embed", "mlp"), PartitionSpec(None, "model")),
+        (("batch", "length", "embed"), PartitionSpec(("data", "fsdp"), "sequence", None)),
+        (("batch", "length", "mlp"), PartitionSpec(("data", "fsdp"), "sequence", "model")),
+        (("batch", "length", "heads", "head_dim"), PartitionSpec(("data", "fsdp"), "sequence", "model", None)),
+        (("batch", "length", "length", "mlp"), PartitionSpec(("data", "fsdp"), "sequence", None, "model")),
+        (("embed", "mlp"), PartitionSpec("fsdp", "model")),
+        (("mlp", "embed"), PartitionSpec("model", "fsdp")),
+        (("mlp", "classes"), PartitionSpec(("model", "fsdp"), None)),
         ((None, "vocab"), PartitionSpec(None, "model")),
     ],
 )
@@ -54,15 +55,27 @@ def test_constrain_refuses_a_wrong_number_of_names(names):
         axes.constrain(jnp.ones((2, 3)), names)
 
 
-def test_constrain_under_a_mesh_pins_the_sharding_and_keeps_the_values(mesh):
-    x = jnp.arange(6.0).reshape(2, 3)
+@pytest.mark.parametrize(
+    ("shape", "pinned"),
+    [
+        ((2, 4, 6), '[{"data", "fsdp"}, {"sequence"}, {"model"}]'),
+        ((3, 1, 6), '[{}, {}, {"model"}]'),  # what the devices do not divide stays whole
+    ],
+)
+def test_constrain_under_a_mesh_pins_the_sharding_and_keeps_the_values(mesh, shape, pinned):
+    x = jnp.arange(float(np.prod(shape))).reshape(shape)
     with jax.set_mesh(mesh):
-        constrained = jax.jit(lambda a: axes.constrain(a, ("batch", "mlp")))
+        constrained = jax.jit(lambda a: axes.constrain(a, ("batch", "length", "mlp")))
         y = constrained(x)
         lowered = constrained.lower(x).as_text()
     np.testing.assert_array_equal(y, x)
-    # The text of the program is where a constraint shows on a mesh of any size.
-    assert 'sharding_constraint %arg0 <@mesh, [{"data"}, {"model"}]>' in lowered
+    assert f"sharding_constraint %arg0 <@mesh, {pinned}>" in lowered
+
+
+def test_axes_that_a_mesh_lacks_split_nothing():
+    mesh = jax.make_mesh((4, 2), ("data", "model"), (AxisType.Auto,) * 2)
+    assert axes.fitted(mesh, ("batch", "length", "mlp"), (4, 2, 6)) == PartitionSpec("data", None, "model")
+    assert axes.fitted(mesh, ("embed", "mlp"), (8, 7)) == PartitionSpec(None, None)
 
 
 def test_constrain_under_a_mesh_refuses_an_unknown_name(mesh):

@@ -91,7 +91,7 @@ def eleven_billion(**settings):
 
 def test_of_eleven_billion_parameters_each_of_4_x_8_devices_has_an_eighth():
     """Hidden units, heads and vocabulary are split 8 ways; 4 devices hold the same, of other rows of the batch."""
-    config, mesh = eleven_billion(), AbstractMesh((4, 8), axes.MESH_AXES)
+    config, mesh = eleven_billion(), AbstractMesh((4, 1, 1, 8), axes.MESH_AXES)
     model, (tx, _) = config.model.build(config.data.classes), config.optimizer.build(config.steps)
     inputs = [np.zeros((1, *config.data.inputs[n].shape), config.data.inputs[n].dtype) for n in config.model.inputs]
     state, specs = jax.eval_shape(init_fn(model, tx, 0, inputs)), state_specs(model, tx, inputs)

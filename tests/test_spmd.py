@@ -132,33 +132,63 @@ def test_activation_constraints_stand_in_the_lowered_step(tiny_config):
         text = engine.step(placed, record=False).lower(state, batch).as_text()
     hidden = [line for line in text.splitlines() if "sharding_constraint" in line and "32x4x32xf32" in line]
     assert hidden
-    assert all('[{"data"}, {}, {"model"}]' in line for line in hidden)
+    assert all('[{"data", "fsdp"}, {"sequence"}, {"model"}]' in line for line in hidden)
 
 
-def test_place_batch_splits_examples_over_data(tiny_config):
-    mesh = spmd.make_mesh(spmd.MeshConfig(data=4, model=2))
+def test_place_batch_splits_examples_over_data_and_fsdp():
+    mesh = spmd.make_mesh(spmd.MeshConfig(data=2, fsdp=2, model=2))
     placed = spmd.place_batch(mesh, {"label": np.arange(8)})["label"]
-    assert placed.sharding.spec == P("data")
+    assert {shard.data.shape for shard in placed.addressable_shards} == {(2,)}
+    assert spmd.batch_devices(mesh) == len({str(shard.index) for shard in placed.addressable_shards}) == 4
     np.testing.assert_array_equal(placed, np.arange(8))
 
 
-@pytest.mark.parametrize(("data", "model"), [(16, 1), (-1, 3), (-1, 16)])
-def test_a_mesh_that_does_not_fit_the_devices_is_refused(data, model):
+def test_data_takes_the_devices_that_the_other_axes_leave():
+    mesh = spmd.make_mesh(spmd.MeshConfig(model=2, sequence=2))
+    assert mesh.shape == {"data": 2, "fsdp": 1, "sequence": 2, "model": 2}
+
+
+@pytest.mark.parametrize("shape", [(16, 1), (-1, 3), (-1, 16), (2, 2, 2, 2), (-1, 2, 3)])
+def test_a_mesh_that_does_not_fit_the_devices_is_refused(shape):
     with pytest.raises(ConfigError, match=r"does not fit 8 devices"):
-        spmd.make_mesh(spmd.MeshConfig(data, model))
+        spmd.make_mesh(spmd.MeshConfig(*shape))
+
+
+@pytest.mark.parametrize(("width", "refused"), [(64, None), (66, 66)])
+def test_fsdp_splits_parameters_of_2_16_numbers_and_their_slots(tiny_config, width, refused):
+    tiny_config.mesh = {"data": 1, "fsdp": 4, "model": 2}
+    tiny_config.model.d_model, tiny_config.model.layers, tiny_config.model.mlp.d_ff = width, 1, 1024
+    if refused:
+        told = rf"^config\.mesh\.fsdp: 4 devices do not divide the {refused} units of block_0/mlp/wi/kernel$"
+        with pytest.raises(ConfigError, match=told):
+            Engine(run_config(tiny_config))
+        return
+    engine = Engine(run_config(tiny_config))
+    arrays = _by_path_arrays(engine.abstract)
+    of_wi = {path: leaf for path, leaf in arrays.items() if path.endswith("block_0/mlp/wi/kernel")}
+    assert len(of_wi) == 3  # of Adam's moments too
+    assert {leaf.sharding.shard_shape(leaf.shape) for leaf in of_wi.values()} == {(16, 512)}
+    whole = {path for path, leaf in arrays.items() if "fsdp" not in str(leaf.sharding.spec)}
+    assert arrays.keys() - whole == {path for path in arrays if path.endswith(("mlp/wi/kernel", "mlp/wo/kernel"))}
+
+
+def test_units_that_two_axes_split_are_refused_by_both_names():
+    mesh = spmd.make_mesh(spmd.MeshConfig(data=1, fsdp=2, model=2))
+    with pytest.raises(ConfigError, match=r"^config\.mesh\.model x fsdp: 4 devices do not divide the 6 units of head$"):
+        spmd.check_divisible({"head": jnp.ones((6, 3))}, {"head": axes.spec(("mlp", "classes"))}, mesh)
 
 
 def test_a_batch_that_the_devices_do_not_divide_is_refused():
     config = recipes.vit_digits()
     config.batch = 6
-    with pytest.raises(ConfigError, match=r"config.batch: 6 is not divisible by 8 data devices"):
+    with pytest.raises(ConfigError, match=r"config.batch: 6 is not divisible by 8 data x fsdp devices"):
         Engine(run_config(config))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"evals": {"batch": 102}}, "config.evals.batch: 102 is not divisible by 4 data devices"),
+        ({"evals": {"batch": 102}}, "config.evals.batch: 102 is not divisible by 4 data x fsdp devices"),
         (
             {"model": {"mlp": {"d_ff": 33}}},
             "config.mesh.model: 2 devices do not divide the 33 units of block_0/mlp/wi/bias",

@@ -76,7 +76,7 @@ def generate(subject: Subject) -> Result:
     drawn = lambda batch: () if sampling is None else (seed, batch["line"])
     said: list[np.ndarray] = []
     with jax.set_mesh(mesh):
-        for batch in _batches(rows, cfg.batch, mesh.shape["data"]):
+        for batch in _batches(rows, cfg.batch, spmd.batch_devices(mesh)):
             batch = spmd.place_batch(mesh, batch)
             said += list(np.asarray(say(params, batch["inputs"], batch["segments"], *drawn(batch), step)))
     said = [_up_to(end, row) for row, _ in zip(said, rows, strict=False)]  # rows that filled the batch are left out

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import optax
 
+from sparsity import spmd
 from sparsity.config import ConfigError, lookup
 from sparsity.data.pipeline import eval_batches
 from sparsity.decode.weights import DECODES, at_end, prepared
@@ -146,7 +147,7 @@ def read(subject: Subject, mode: Inference) -> Read:
 
     parts: list[tuple[Any, ...]] = []
     # The batch of the evaluation is that of the whole mesh.
-    batch = max(1, subject.config.batch // (1 if subject.mesh is None else subject.mesh.shape["data"]))
+    batch = max(1, subject.config.batch // (1 if subject.mesh is None else spmd.batch_devices(subject.mesh)))
     for part in eval_batches(subject.source.model_input(subject.split.arrays()), batch):
         counted = part["weight"] > 0
         nats, said, stats = jax.device_get(program(params, part))

@@ -49,11 +49,12 @@ class SelfAttention(nn.Module):
 
         settings = {"use_bias": self.use_bias, "dtype": self.dtype}
 
-        def project(name):
+        def project(name, length):
             out = dense(d_model, ("embed", "heads"), kernel_init=self.kernel_init, name=name, **settings)
-            return axes.constrain(out(x_BxLxD).reshape(split), ("batch", "length", "heads", "head_dim"))
+            return axes.constrain(out(x_BxLxD).reshape(split), ("batch", length, "heads", "head_dim"))
 
-        q_BxLxHxK, k_BxMxHxK, v_BxMxHxK = project("query"), project("key"), project("value")
+        # Every query reads all keys and values: they are gathered where the length is split.
+        q_BxLxHxK, k_BxMxHxK, v_BxMxHxK = project("query", "length"), project("key", None), project("value", None)
         if ctx.slots:
             k_BxMxHxK, v_BxMxHxK = kept_pair(self, k_BxMxHxK, v_BxMxHxK, ctx)
         scores_BxHxLxM = scores(q_BxLxHxK, k_BxMxHxK.swapaxes(1, 2))
@@ -104,16 +105,17 @@ class T5Attention(nn.Module):
           ValueError: `ctx.place` without the cache of the tokens before it.
         """
 
-        def project(name, y_BxLxD, scale=1.0):
+        def project(name, y_BxLxD, length, scale=1.0):
             init = nn.initializers.variance_scaling(scale, "fan_in", "normal")
             out = dense(self.heads * self.head_dim, ("embed", "heads"), kernel_init=init, name=name, **settings)
             split = (*y_BxLxD.shape[:2], self.heads, self.head_dim)
-            return axes.constrain(out(y_BxLxD).reshape(split), ("batch", "length", "heads", "head_dim"))
+            return axes.constrain(out(y_BxLxD).reshape(split), ("batch", length, "heads", "head_dim"))
 
         settings = {"use_bias": False, "dtype": self.dtype}
-        q_BxLxHxK = project("query", x_BxLxD, 1 / self.head_dim)
+        q_BxLxHxK = project("query", x_BxLxD, "length", 1 / self.head_dim)
         read = memory_BxMxD if self.cross else x_BxLxD
-        of = lambda name: kept(self, name, lambda: project(name, read), ctx, fixed=self.cross)
+        # Every query reads all keys and values: they are gathered where the length is split.
+        of = lambda name: kept(self, name, lambda: project(name, read, None), ctx, fixed=self.cross)
         k_BxHxMxK, v_BxHxMxK = of("key"), of("value")
         scores_BxHxLxM = scores(q_BxLxHxK, k_BxHxMxK)
         if bias_1xHxLxM is not None:
@@ -164,7 +166,7 @@ def kept(
         now_BxHxMxK = jax.lax.dynamic_update_slice_in_dim(before, now_BxHxMxK, ctx.place, 2)
     room = 0 if fixed else ctx.slots - now_BxHxMxK.shape[2]
     whole_BxHxMxK = jnp.pad(now_BxHxMxK, ((0, 0), (0, 0), (0, room), (0, 0)))
-    module.put_variable(CACHE, stored, axes.constrain(whole_BxHxMxK, ("batch", "heads", "length", "head_dim")))
+    module.put_variable(CACHE, stored, axes.constrain(whole_BxHxMxK, ("batch", "heads", None, "head_dim")))
     return now_BxHxMxK
 
 

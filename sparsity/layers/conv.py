@@ -118,6 +118,6 @@ class DepthwiseConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.side, self.side, 1, x.shape[-1])
-        kernel = self.param("kernel", named(self.kernel_init, "window", "window", "embed", "mlp"), shape)
+        kernel = self.param("kernel", named(self.kernel_init, "window", "window", None, "mlp"), shape)
         bias = self.param("bias", named(self.bias_init, "mlp"), shape[-1:])
         return (shifted_sum if jax.default_backend() == "cpu" else depthwise_convolution)(x, kernel) + bias

@@ -63,14 +63,15 @@ class RotaryAttention(nn.Module):
         batch, length, d_model = x_BxLxD.shape
         settings = {"use_bias": False, "dtype": self.dtype, "kernel_init": gpt2_weights()}
 
-        def project(name, heads):
+        def project(name, heads, length):
             out = dense(heads * self.head_dim, ("embed", "heads"), name=name, **settings)
             split = (batch, length, heads, self.head_dim)
-            return axes.constrain(out(x_BxLxD).reshape(split), ("batch", "length", "heads", "head_dim"))
+            return axes.constrain(out(x_BxLxD).reshape(split), ("batch", length, "heads", "head_dim"))
 
         turn = lambda y_BxLxHxK: rotated(y_BxLxHxK, self.theta, ctx.position_B, ctx.slots)
-        q_BxLxHxK = turn(project("query", self.heads))
-        k_BxMxGxK, v_BxMxGxK = turn(project("key", self.kv_heads)), project("value", self.kv_heads)
+        q_BxLxHxK = turn(project("query", self.heads, "length"))
+        # Every query reads keys and values up to its own: they are gathered where the length is split.
+        k_BxMxGxK, v_BxMxGxK = turn(project("key", self.kv_heads, None)), project("value", self.kv_heads, None)
         if ctx.slots:
             k_BxMxGxK, v_BxMxGxK = kept_pair(self, k_BxMxGxK, v_BxMxGxK, ctx)
         q_BxLxGxRxK = q_BxLxHxK.reshape(batch, length, self.kv_heads, -1, self.head_dim)

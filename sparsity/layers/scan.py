@@ -1,10 +1,11 @@
-"""`scanned`: a layer repeated, compiled once whatever the depth."""
+"""`scanned`: a layer repeated, compiled once whatever the depth; `rematerialised`: one that keeps less in training."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
+import jax
 
 from sparsity.layers.attention import CACHE
 from sparsity.layers.noise import NOISE
@@ -14,6 +15,19 @@ from sparsity.layers.tail import TAIL
 
 HIDDEN = "intermediates"  # the collection that layers sow what they pass on into; nothing is kept unless it is mutable
 LAYERS = "layers"  # logical axis, and the name in a parameter's path, of what is stacked by layer
+
+Remat = Literal["none", "dots", "full"]
+_POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+
+
+def rematerialised(layer: type[nn.Module], remat: Remat, in_scan: bool = False) -> type[nn.Module]:
+    """`layer`, whose backward pass computes again what its forward pass did not keep (Chen et al. 2016).
+
+    Args:
+      remat: what is kept: "none" keeps all, "dots" the products with weights, "full" nothing but the layer's inputs.
+      in_scan: it is to be `scanned`, where compilers cannot undo this as they can elsewhere.
+    """
+    return layer if remat == "none" else nn.remat(layer, prevent_cse=not in_scan, policy=_POLICIES[remat])
 
 
 def scanned(layer: type[nn.Module], length: int, in_axes: Any = nn.broadcast) -> type[nn.Module]:

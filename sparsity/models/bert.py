@@ -17,6 +17,7 @@ from sparsity.layers.dense import dense, named
 from sparsity.layers.initializers import gpt2_weights
 from sparsity.layers.mlp import MLPConfig, SparseMLP, kept_flops, mlp_flops
 from sparsity.layers.norms import layer_norm
+from sparsity.layers.scan import Remat, rematerialised
 from sparsity.layers.sparsify import Context
 
 _EPSILON = 1e-12  # of every LayerNorm
@@ -35,6 +36,7 @@ class BERTConfig:
       dropout: rate after the embedding, on attention weights and after each attention and MLP.
       next_sentence: it reads two texts, and says of the second whether it follows the first.
       dtype: compute dtype; parameters are float32.
+      remat: what is kept of a block's forward pass for its backward pass, see `layers.scan.rematerialised`.
     """
 
     mlp: MLPConfig
@@ -45,6 +47,7 @@ class BERTConfig:
     dropout: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
     next_sentence: bool = later(False)
+    remat: Remat = later("none")
 
     task: ClassVar[str] = "language"
     types: ClassVar[int] = 2  # of BERT's two sentences; without the other task all tokens are of the first
@@ -149,15 +152,16 @@ class BERT(nn.Module):
         *segments, ctx = rest  # [B, L], if there are any
         table = lambda name, axis, rows: self.param(name, named(gpt2_weights(), axis, "embed"), (rows, cfg.d_model))
         embedding_VxD = table("embedding", "vocab", self.classes)
-        position_LxD, type_2xD = table("position", "length", cfg.positions)[:length], table("type", None, cfg.types)
+        position_LxD, type_2xD = table("position", "position", cfg.positions)[:length], table("type", None, cfg.types)
         x_BxLxD = jnp.take(embedding_VxD, tokens_BxL, axis=0) + position_LxD
         x_BxLxD = x_BxLxD + (jnp.take(type_2xD, segments[0], axis=0) if cfg.next_sentence else type_2xD[0])
         x_BxLxD = x_BxLxD.astype(cfg.dtype)
         x_BxLxD = layer_norm("norm_embedding", cfg.dtype, _EPSILON)(x_BxLxD)
         x_BxLxD = nn.Dropout(cfg.dropout, deterministic=not ctx.train)(x_BxLxD)
         x_BxLxD = axes.constrain(x_BxLxD, ("batch", "length", "embed"))
+        block = rematerialised(Block, cfg.remat)
         for name in cfg.mlps():
-            x_BxLxD = Block(cfg, name=name)(x_BxLxD, ctx)
+            x_BxLxD = block(cfg, name=name)(x_BxLxD, ctx)
         to = lambda features, name: dense(
             features, ("embed", None), kernel_init=gpt2_weights(), dtype=cfg.dtype, name=name
         )

@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from sparsity import axes
+from sparsity.config import later
 from sparsity.layers.attention import SelfAttention
 from sparsity.layers.dense import named
 from sparsity.layers.initializers import gpt2_weights
 from sparsity.layers.mlp import MLPConfig, SparseMLP, mlp_flops
 from sparsity.layers.noise import Noise
 from sparsity.layers.norms import layer_norm
+from sparsity.layers.scan import Remat, rematerialised
 from sparsity.layers.sparsify import Context
 from sparsity.models.decoder import Decoder
 
@@ -40,6 +42,7 @@ class GPT2Config:
         paper says "in front of each MLP", which may mean either.
       dropout: rate after the embeddings, on attention weights, and after each attention and MLP output.
       dtype: compute dtype; parameters are float32.
+      remat: what is kept of a block's forward pass for its backward pass, see `layers.scan.rematerialised`.
     """
 
     mlp: MLPConfig
@@ -50,6 +53,7 @@ class GPT2Config:
     noise_before_norm: bool = False
     dropout: float = 0.0
     dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Remat = later("none")
 
     task: ClassVar[str] = "language"
     inputs: ClassVar[tuple[str, ...]] = ("tokens",)
@@ -143,7 +147,7 @@ class GPT2(Decoder):
         cfg = self.config
         embedding = named(gpt2_weights(), "vocab", "embed")
         embedding_VxD = self.param("embedding", embedding, (self.classes, cfg.d_model))
-        position = named(gpt2_weights(), "length", "embed")
+        position = named(gpt2_weights(), "position", "embed")
         position_PxD = self.param("position", position, (cfg.positions, cfg.d_model))
         if ctx.position_B is None:
             positions = position_PxD[: tokens_BxL.shape[1]]
@@ -152,8 +156,9 @@ class GPT2(Decoder):
         x_BxLxD = (jnp.take(embedding_VxD, tokens_BxL, axis=0) + positions).astype(cfg.dtype)
         x_BxLxD = nn.Dropout(cfg.dropout, deterministic=not ctx.train)(x_BxLxD)
         x_BxLxD = axes.constrain(x_BxLxD, ("batch", "length", "embed"))
+        block = rematerialised(Block, cfg.remat)
         for name in cfg.mlps():
-            x_BxLxD = Block(cfg, name=name)(x_BxLxD, ctx)
+            x_BxLxD = block(cfg, name=name)(x_BxLxD, ctx)
         if last_B is not None:
             x_BxLxD = jnp.take_along_axis(x_BxLxD, last_B[:, None, None], axis=1)
         x_BxLxD = layer_norm("norm", cfg.dtype, _EPSILON)(x_BxLxD)

@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from sparsity import axes
+from sparsity.config import later
 from sparsity.layers.dense import dense, named
 from sparsity.layers.initializers import gpt2_weights
 from sparsity.layers.mlp import MLPConfig, SparseMLP, kept_flops, mlp_flops
 from sparsity.layers.norms import rms_norm
 from sparsity.layers.rotary import RotaryAttention
+from sparsity.layers.scan import Remat, rematerialised
 from sparsity.layers.sparsify import Context
 from sparsity.models.decoder import Decoder
 
@@ -38,6 +40,7 @@ class LlamaConfig:
       epsilon: of every RMSNorm; Llama 1 has 1e-6, later ones 1e-5.
       tied: the embedding makes the logits.
       dtype: compute dtype; parameters are float32.
+      remat: what is kept of a block's forward pass for its backward pass, see `layers.scan.rematerialised`.
     """
 
     mlp: MLPConfig
@@ -50,6 +53,7 @@ class LlamaConfig:
     epsilon: float = 1e-5
     tied: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Remat = later("none")
 
     task: ClassVar[str] = "language"
     inputs: ClassVar[tuple[str, ...]] = ("tokens",)
@@ -73,13 +77,13 @@ class LlamaConfig:
         return self.head_dim or self.d_model // self.heads
 
     def reduced(self, parts: int) -> LlamaConfig:
-        """Two narrow blocks of the same kind; `parts` devices split heads and hidden units."""
+        """Two narrow blocks of the same kind; `parts` devices split heads, hidden units and width."""
         heads = axes.narrowed(self.heads, parts, 2)
         kv_heads = heads if self.kv_heads in (None, self.heads) else axes.narrowed(self.kv_heads, parts, 1)
         return dataclasses.replace(
             self,
             mlp=self.mlp.reduced(parts),
-            d_model=min(self.d_model, 16),
+            d_model=axes.narrowed(self.d_model, parts),
             layers=min(self.layers, 2),
             heads=heads,
             kv_heads=kv_heads,
@@ -152,8 +156,9 @@ class Llama(Decoder):
         embedding_VxD = self.param("embedding", named(gpt2_weights(), "vocab", "embed"), (self.classes, cfg.d_model))
         x_BxLxD = jnp.take(embedding_VxD, tokens_BxL, axis=0).astype(cfg.dtype)
         x_BxLxD = axes.constrain(x_BxLxD, ("batch", "length", "embed"))
+        block = rematerialised(Block, cfg.remat)
         for name in cfg.mlps():
-            x_BxLxD = Block(cfg, name=name)(x_BxLxD, ctx)
+            x_BxLxD = block(cfg, name=name)(x_BxLxD, ctx)
         if last_B is not None:
             x_BxLxD = jnp.take_along_axis(x_BxLxD, last_B[:, None, None], axis=1)
         x_BxLxD = rms_norm("norm", cfg.dtype, cfg.epsilon)(x_BxLxD)

@@ -48,12 +48,12 @@ class MixerConfig:
                 raise ValueError(f"{field}: must be at least 1, got {getattr(self, field)}")
 
     def reduced(self, parts: int) -> MixerConfig:
-        """Two narrow blocks of the same kind; `parts` devices split hidden units."""
+        """Two narrow blocks of the same kind; `parts` devices split hidden units and width."""
         return dataclasses.replace(
             self,
             mlp=self.mlp.reduced(parts),
             token_mlp=self.token_mlp.reduced(parts),
-            d_model=min(self.d_model, 16),
+            d_model=axes.narrowed(self.d_model, parts),
             layers=min(self.layers, 2),
         )
 

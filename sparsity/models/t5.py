@@ -17,14 +17,10 @@ from sparsity.layers.dense import dense, named
 from sparsity.layers.initializers import t5_weights
 from sparsity.layers.mlp import MLPConfig, SparseMLP, kept_flops, mlp_flops
 from sparsity.layers.norms import rms_norm
-from sparsity.layers.scan import HIDDEN, LAYERS, scanned
+from sparsity.layers.scan import HIDDEN, LAYERS, Remat, rematerialised, scanned
 from sparsity.layers.sparsify import Context
 
 ENCODER, DECODER = "encoder", "decoder"
-_POLICIES = {  # what a rematerialised layer keeps of its forward pass
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": None,
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,8 +42,7 @@ class T5Config:
       dropout: rate after the embedding, on attention weights, after each attention and MLP and after each stack, the
         same for all tokens of an example; that inside MLPs is `mlp.dropout`.
       without_skip: names of layers ("encoder_6") without the connection around their MLP (Li et al. 2022, Fig. B.5).
-      remat: what is kept of a layer's forward pass for its backward pass: "none" all, "dots" matrix products, "full"
-        nothing; the rest is computed again.
+      remat: what is kept of a layer's forward pass for its backward pass, see `layers.scan.rematerialised`.
       scan: layers stand stacked in one array a parameter, and one is compiled; else each has a module of its own.
       dtype: compute dtype; parameters are float32.
     """
@@ -63,7 +58,7 @@ class T5Config:
     tied: bool = True
     dropout: float = 0.1
     without_skip: tuple[str, ...] = ()
-    remat: Literal["none", "dots", "full"] = "none"
+    remat: Remat = "none"
     scan: bool = True
     dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -96,13 +91,13 @@ class T5Config:
         return 1 - np.asarray(names, np.float32) if any(names) else None
 
     def reduced(self, parts: int) -> T5Config:
-        """Two narrow layers a stack of the same kind; `parts` devices split heads and hidden units."""
+        """Two narrow layers a stack of the same kind; `parts` devices split heads, hidden units and width."""
         heads, head_dim = axes.narrowed(self.heads, parts, 2), min(self.head_dim, 8)
         kept = {f"{stack}_{i}" for stack in (ENCODER, DECODER) for i in range(min(self.depth(stack), 2))}
         return dataclasses.replace(
             self,
             mlp=self.mlp.reduced(parts),
-            d_model=min(self.d_model, 16),
+            d_model=axes.narrowed(self.d_model, parts),
             layers=min(self.layers, 2),
             decoder_layers=min(self.depth(DECODER), 2),
             heads=heads,
@@ -183,9 +178,7 @@ class Stack(nn.Module):
         drop = nn.Dropout(cfg.dropout, (-2,), deterministic=not ctx.train)
         distances = RelativeBias(cfg.heads, cfg.buckets, cfg.max_distance, both=not self.decoder, name="bias")
         bias = distances(length, mask.shape[-1], ctx.place)
-        layer, skips = Layer, cfg.skips(stack)
-        if cfg.remat != "none":
-            layer = nn.remat(Layer, prevent_cse=not cfg.scan, policy=_POLICIES[cfg.remat])
+        layer, skips = rematerialised(Layer, cfg.remat, in_scan=cfg.scan), cfg.skips(stack)
         shared = (ctx, bias, mask, memory_BxMxD, memory_mask)
         x_BxLxD = drop(x_BxLxD)
         if cfg.scan:

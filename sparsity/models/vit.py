@@ -16,6 +16,7 @@ from sparsity.layers.attention import SelfAttention
 from sparsity.layers.dense import dense, named
 from sparsity.layers.mlp import MLPConfig, SparseMLP, mlp_flops
 from sparsity.layers.norms import layer_norm
+from sparsity.layers.scan import Remat, rematerialised
 from sparsity.layers.sparsify import Context
 
 
@@ -38,6 +39,7 @@ class ViTConfig:
         for no such layer.
       head_bias: where the head's biases start; -10 in ImageNet-21k's recipe, whose loss is that of each class alone.
       norm_epsilon: of every LayerNorm, added to the variance; transformers' ViTs have 1e-12.
+      remat: what is kept of a block's forward pass for its backward pass, see `layers.scan.rematerialised`.
     """
 
     mlp: MLPConfig
@@ -52,6 +54,7 @@ class ViTConfig:
     representation: int | None = later(None)
     head_bias: float = later(0.0)
     norm_epsilon: float = later(1e-6)
+    remat: Remat = later("none")
 
     task: ClassVar[str] = "classification"
     inputs: ClassVar[tuple[str, ...]] = ("image",)
@@ -148,17 +151,18 @@ class ViT(nn.Module):
             grid = images.shape[1] // cfg.patch, images.shape[2] // cfg.patch
             x_BxLxD = x_BxLxD + jnp.asarray(sincos(*grid, d_model), x_BxLxD.dtype)
         if cfg.pool == "cls":
-            cls_1xD = self.param("cls", named(nn.initializers.zeros, "length", "embed"), (1, d_model))
+            cls_1xD = self.param("cls", named(nn.initializers.zeros, "position", "embed"), (1, d_model))
             cls_Bx1xD = jnp.broadcast_to(cls_1xD.astype(x_BxLxD.dtype), (batch, 1, d_model))
             x_BxLxD = jnp.concatenate([cls_Bx1xD, x_BxLxD], axis=1)
         if cfg.positions == "learned":
-            position = named(nn.initializers.normal(0.02), "length", "embed")
+            position = named(nn.initializers.normal(0.02), "position", "embed")
             position_LxD = self.param("position", position, x_BxLxD.shape[1:])
             x_BxLxD = x_BxLxD + position_LxD.astype(x_BxLxD.dtype)
         x_BxLxD = nn.Dropout(cfg.dropout, deterministic=not ctx.train)(x_BxLxD)
         x_BxLxD = axes.constrain(x_BxLxD, ("batch", "length", "embed"))
+        block = rematerialised(Block, cfg.remat)
         for name in cfg.mlps():
-            x_BxLxD = Block(cfg, name=name)(x_BxLxD, ctx)
+            x_BxLxD = block(cfg, name=name)(x_BxLxD, ctx)
         x_BxLxD = layer_norm("norm", cfg.dtype, cfg.norm_epsilon)(x_BxLxD)
         x_BxD = x_BxLxD[:, 0] if cfg.pool == "cls" else x_BxLxD.mean(axis=1)
         precise = jnp.promote_types(x_BxD.dtype, jnp.float32)

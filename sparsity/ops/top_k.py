@@ -14,7 +14,7 @@ The mask is a constant to the gradient: kept entries pass theirs, others get non
 backward pass keeps is one bit per entry, not the activation. A NaN entry is never masked away
 and never sparse: it stays NaN, whatever the rest of its row does.
 
-Under `jax.set_mesh` rows stay on their data shard and hidden units on their model shard: exact
+Under `jax.set_mesh` rows stay on their shard of examples and tokens, hidden units on their model shard: exact
 and statistical exchange counts of [rows], group nothing; see `_local`.
 """
 
@@ -190,25 +190,20 @@ def _mask(choice: _Choice, x: jax.Array, k: jax.Array, axis: str | None = None) 
 def _local(choice: _Choice, shape: tuple[int, ...], body, outputs: int = 1):
     """`body(x, small, axis)` of an array `x` of `shape`, run on each shard where a mesh is set.
 
-    The mesh is that of `jax.set_mesh`; the first axis of `x` is split like a batch and the last
-    like hidden units (`axes.RULES`), each only where the mesh axis divides it. Left to
-    themselves, compilers would move rows between data shards to gather the unsettled ones. Inside
-    somebody's `shard_map` the rows are taken to be whole; approx is left to the compiler, which
+    The mesh is that of `jax.set_mesh`; `x` is split like examples, tokens and hidden units (`axes.RULES`), each only
+    where the mesh divides them. Left to themselves, compilers would move rows between shards to gather the unsettled
+    ones. Inside somebody's `shard_map` the rows are taken to be whole; approx is left to the compiler, which
     knows how to split a PartialReduce.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or choice.method == "approx" or AxisType.Manual in mesh.axis_types or mesh.size == 1:
         return body
-
-    def split(logical: str, size: int) -> str | None:
-        name = axes.RULES[logical]
-        return name if name in mesh.axis_names and size % mesh.shape[name] == 0 and mesh.shape[name] > 1 else None
-
-    hidden = split("mlp", choice.k if choice.method == "group" else shape[-1])
-    first = split("batch", shape[0]) if len(shape) > 1 else None
-    if hidden is None and first is None:
+    rows, units = shape[:-1] or (1,), choice.k if choice.method == "group" else shape[-1]
+    fitted = axes.fitted(mesh, ("batch", *("length",) * (len(rows) - 1), "mlp"), (*rows, units))
+    spec = PartitionSpec(*(None if axes.parts(mesh, entry) == 1 else entry for entry in fitted[-len(shape) :]))
+    if not any(spec):
         return body
-    spec = PartitionSpec(*[first, *[None] * (len(shape) - 2)][: len(shape) - 1], hidden)
+    hidden = spec[-1]
 
     def run(x, small):
         small_spec = spec if small.ndim else PartitionSpec()  # packed bits, or k

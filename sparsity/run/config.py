@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -108,6 +109,13 @@ class RunConfig:
             self.model.check_input(self.input_shape)
         except ValueError as error:
             raise ValueError(f"model.{error}") from error
+        if self.mesh.sequence > 1:
+            shape, n = self.input_shape, self.mesh.sequence
+            for length in shape if self.model.task == "language" else (self.model.tokens(shape),):
+                if length % n:
+                    raise ValueError(
+                        f"mesh.sequence: {n} devices do not divide the length {length} of the model's input"
+                    )
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -152,8 +160,9 @@ def smoke(config: RunConfig) -> RunConfig:
     Raises:
       ConfigError: the mesh does not fit the devices.
     """
-    devices = spmd.make_mesh(config.mesh).shape["data"]
-    batch, model = -(-8 // devices) * devices, config.model.reduced(config.mesh.model)
+    devices = spmd.batch_devices(spmd.make_mesh(config.mesh))
+    batch = -(-8 // devices) * devices
+    model = config.model.reduced(math.lcm(config.mesh.model, config.mesh.fsdp))
     ks = config.evals.imposed_k
     if ks:  # those that leave units out still do
         ks = tuple(dict.fromkeys(max(1, k * model.mlp.d_ff // config.model.mlp.d_ff) for k in ks))

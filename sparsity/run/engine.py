@@ -34,14 +34,15 @@ class Engine:
     def __init__(self, config: RunConfig, devices: list | None = None):
         self.config = config
         self.mesh = spmd.make_mesh(config.mesh, devices)
-        if config.batch % (self.mesh.shape["data"] * config.accumulate):
-            shape = f"{self.mesh.shape['data']} data devices x {config.accumulate} microbatches"
+        ways = spmd.batch_devices(self.mesh)
+        if config.batch % (ways * config.accumulate):
+            shape = f"{ways} data x fsdp devices x {config.accumulate} microbatches"
             raise ConfigError(f"config.batch: {config.batch} is not divisible by {shape}")
         if jax.process_count() > 1:
             raise ConfigError(f"{jax.process_count()} processes: only one is supported as yet")
-        if config.evals.batch % self.mesh.shape["data"]:
+        if config.evals.batch % ways:
             raise ConfigError(
-                f"config.evals.batch: {config.evals.batch} is not divisible by {self.mesh.shape['data']} data devices"
+                f"config.evals.batch: {config.evals.batch} is not divisible by {ways} data x fsdp devices"
             )
         if config.evals.imagenet_c is not None:  # now, not when training has ended
             published_folders(config.evals.imagenet_c)

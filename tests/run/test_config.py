@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from sparsity import recipes
+from sparsity import recipes, spmd
 from sparsity.config import ConfigError, config_hash, differences, to_dict
 from sparsity.evals import EVALS, TASKS
 from sparsity.ops.noise import Gaussian
@@ -42,6 +42,9 @@ def test_choosing_another_sparsifier_by_name_drops_the_settings_of_the_former(ti
         ({"evals.during": ("calibratio",)}, 'config.evals.during: unknown evaluator "calibratio"; did you mean'),
         ({"evals.during": ("language",)}, "config.evals.during: language scores language, and the model's task is"),
         ({"model.mlp.inference": {"name": "dense"}}, "config.model.mlp.inference: it is of decoding alone, see"),
+        ({"mesh": {"sequence": 3}}, "config.mesh.sequence: 3 devices do not divide the length 4 of the model's input"),
+        ({"mesh": {"fdsp": 2}}, 'config.mesh.fdsp: unknown key; did you mean "fsdp"?'),
+        ({"mesh": {"fsdp": 0}}, "config.mesh.fsdp: must be at least 1, got 0"),
         ({"accumulate": 5}, "config.accumulate: 5 does not divide the batch 32"),
         ({"steps": 0}, "config.steps: must be at least 1"),
         ({"name": "a/b"}, "config.name: letters, digits"),
@@ -124,7 +127,10 @@ def test_configs_of_before_there_was_noise_keep_their_hash():
     config = recipes.vit_digits()
     assert config_hash(run_config(config)) == "3a309afb3b"
     assert config_hash(run_config(recipes.with_top_k(config, 64))) == "fd263a9cc8"
-    noisy = config.copy_and_resolve_references()
+    for fsdp in (1, 2):
+        config.mesh.fsdp = fsdp
+        assert (config_hash(run_config(config)) == "3a309afb3b") is (fsdp == 1)
+    noisy = recipes.vit_digits()
     noisy.noise = ConfigDict({"name": "gaussian", "sigma": 0.1})
     assert config_hash(run_config(noisy)) != "3a309afb3b"
 
@@ -184,17 +190,21 @@ def test_a_smoke_run_imposes_top_k_where_the_real_one_does():
     assert smoke(few).evals.imposed_k == (1,)
 
 
-@pytest.mark.parametrize(("data", "model"), [(-1, 1), (3, 1), (1, 3), (-1, 4)])
-def test_a_smoke_run_fits_the_mesh_of_the_real_one(data, model, tiny_config):
-    tiny_config.mesh.data, tiny_config.mesh.model = data, model
+@pytest.mark.parametrize(("data", "model", "fsdp"), [(-1, 1, 1), (3, 1, 1), (1, 3, 1), (-1, 4, 1), (1, 2, 3)])
+def test_a_smoke_run_fits_the_mesh_of_the_real_one(data, model, fsdp, tiny_config, monkeypatch):
+    monkeypatch.setattr(spmd, "LARGE", 1)  # so that fsdp has to divide all
+    tiny_config.mesh = {"data": data, "model": model, "fsdp": fsdp}
     tiny_config.model.mlp.d_ff, tiny_config.model.heads, tiny_config.model.d_model = 3072, 12, 768
     small = smoke(run_config(tiny_config))
     engine = Engine(small)  # refuses what the devices do not divide
-    assert small.batch % engine.mesh.shape["data"] == small.evals.batch % engine.mesh.shape["data"] == 0
-    assert engine.mesh.shape["model"] == model
+    ways = engine.mesh.shape["data"] * fsdp
+    assert small.batch % ways == small.evals.batch % ways == 0
+    assert (engine.mesh.shape["model"], engine.mesh.shape["fsdp"]) == (model, fsdp)
 
 
 def test_a_smoke_run_on_more_devices_than_there_are_is_refused(tiny_config):
     tiny_config.mesh.data = 64
-    with pytest.raises(ConfigError, match=r"^config\.mesh: data 64 x model 1 does not fit 8 devices$"):
+    with pytest.raises(
+        ConfigError, match=r"^config\.mesh: data 64 x fsdp 1 x sequence 1 x model 1 does not fit 8 devices$"
+    ):
         smoke(run_config(tiny_config))

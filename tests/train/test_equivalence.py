@@ -1,4 +1,4 @@
-"""The step on 8 devices (data 4 x model 2) is the step on one device, Top-k included."""
+"""The step on 8 devices, however they are arranged, is the step on one device, Top-k included."""
 
 import dataclasses
 
@@ -15,15 +15,25 @@ from sparsity.run import Engine, run_config
 from sparsity.train.losses import LOSSES
 from sparsity.train.step import Objective, gradients
 
-MESHES = {"single": (1, 1), "sharded": (4, 2)}
+MESHES = {
+    "single": spmd.MeshConfig(1, 1),
+    "sharded": spmd.MeshConfig(4, 2),
+    "fsdp": spmd.MeshConfig(2, 2, fsdp=2),
+    "sequence": spmd.MeshConfig(2, 2, sequence=2),
+}
+
+
+@pytest.fixture(autouse=True)
+def everything_is_large(monkeypatch):
+    """`fsdp` splits small parameters too."""
+    monkeypatch.setattr(spmd, "LARGE", 1)
 
 
 def _engine(mesh, dtype="float32"):
     config = recipes.with_top_k(recipes.vit_digits(), k=64)
     config.steps, config.model.layers = 40, 2
-    config.mesh.data, config.mesh.model = MESHES[mesh]
     config = run_config(config)
-    return Engine(dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype)))
+    return Engine(dataclasses.replace(config, mesh=MESHES[mesh], model=dataclasses.replace(config.model, dtype=dtype)))
 
 
 def _batches(config, n):
@@ -69,7 +79,15 @@ def _compute(engine, state, batch):
 def test_loss_and_gradients_from_one_state_agree_across_meshes(reference, step):
     states, batches = reference
     out = {name: _compute(_engine(name), states[step], batches[step]) for name in MESHES}
-    (loss_1, grads_1, kept_1), (loss_8, grads_8, kept_8) = out["single"], out["sharded"]
+    loss_1, grads_1, kept_1 = out.pop("single")
+    for loss_8, grads_8, kept_8 in out.values():
+        _agree((loss_1, grads_1), (loss_8, grads_8))
+        _keep_the_same(kept_1, kept_8)
+
+
+def _agree(one, eight):
+    """Losses within 1e-6 and gradients within 1e-5, relative."""
+    (loss_1, grads_1), (loss_8, grads_8) = one, eight
     assert abs(loss_1 - loss_8) <= 1e-6 * abs(loss_1)
     total = np.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(grads_1)))
     for (path, g1), g8 in zip(jax.tree_util.tree_leaves_with_path(grads_1), jax.tree.leaves(grads_8), strict=True):
@@ -78,6 +96,9 @@ def test_loss_and_gradients_from_one_state_agree_across_meshes(reference, step):
         # all there is, and only its size against the whole gradient means anything.
         scale = total if name.endswith("key/bias") else np.linalg.norm(g1)
         assert np.linalg.norm(g1 - g8) <= 1e-5 * scale, name
+
+
+def _keep_the_same(kept_1, kept_8):
     for layer, (z1, mask_1) in kept_1.items():
         z8, mask_8 = kept_8[layer]
         np.testing.assert_allclose(z1, z8, atol=2e-5)
@@ -88,11 +109,30 @@ def test_loss_and_gradients_from_one_state_agree_across_meshes(reference, step):
         assert (np.abs(z[rows, units] - np.maximum(kth[rows], 0)) <= 2e-5).all(), layer
 
 
+def test_loss_and_gradients_of_t5_agree_across_meshes():
+    config = recipes.with_top_k(recipes.t5_text(), k=16)
+    config.batch, config.data.length, config.model.mlp.d_ff = 8, 32, 64
+    config, out, placed = run_config(config), {}, {}
+    batch = _batches(config, 1)[0]
+    for name in ("single", "fsdp", "sequence"):
+        engine = Engine(dataclasses.replace(config, mesh=MESHES[name]))
+        loss, state = LOSSES[config.model.task], engine.new_state()[0]
+        compute = jax.jit(gradients(Objective(engine.model, config.model, loss, seed=0, z_loss=1e-4), record=False))
+        with jax.set_mesh(engine.mesh):
+            (sums, _), grads, _, _ = compute(state, spmd.place_batch(engine.mesh, batch))
+        out[name] = float(sums.loss / sums.count), jax.device_get(grads)
+        placed[name] = jax.tree.map(lambda p: p.addressable_shards[0].data.size / p.size, state.params)
+    for name in ("fsdp", "sequence"):
+        _agree(out["single"], out[name])
+    wi = {name: shares["encoder"]["layers"]["mlp"]["wi"]["kernel"] for name, shares in placed.items()}
+    assert wi == {"single": 1, "fsdp": 1 / 4, "sequence": 1 / 2}
+
+
 @pytest.mark.slow
 def test_the_float64_loss_curves_of_20_steps_agree_across_meshes():
     curves = {}
     with jax.enable_x64(True):
-        for name in MESHES:
+        for name in ("single", "sharded"):
             engine = _engine(name, "float64")
             state, placed = engine.new_state()
             state = jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, state)

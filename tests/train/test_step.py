@@ -121,7 +121,9 @@ def test_recording_does_not_change_the_update(tiny_config, record):
     assert int(state.step) == 1
 
 
-def test_the_state_is_donated_and_a_second_call_does_not_recompile(tiny_config):
+def test_the_state_is_donated_and_a_second_call_does_not_recompile(tiny_config, monkeypatch):
+    monkeypatch.setattr(spmd, "LARGE", 1)
+    tiny_config.mesh = {"data": 1, "fsdp": 2, "sequence": 2, "model": 2}
     engine = Engine(run_config(tiny_config))
     state, placed = engine.new_state()
     step = engine.step(placed, record=False)
