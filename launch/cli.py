@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from types import ModuleType
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from sparsity.config import ConfigError, nearest
+from sparsity.config import ConfigError, nearest, no_room
 from sparsity.train.guard import Preempted
 
 # Exit codes. Anything else is a defect of the code, with its traceback.
@@ -52,10 +53,15 @@ def main(body: Callable[[], int]) -> None:
 
     def guarded(_: list[str]) -> int:
         logging.set_verbosity(logging.ERROR)  # orbax reports every phase of every save
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # outside of training, too, it exits with its code
         try:
             return body()
         except ConfigError as error:
             _fail(str(error))
+        except OSError as error:
+            if not no_room(error):
+                raise
+            _fail(f"{error.filename or 'a file'}: {error.strerror}")
         except Preempted as stopped:
             print(stopped, file=sys.stderr)
             return PREEMPTED

@@ -1,13 +1,14 @@
 """Runs a study: every run that its config's sweep declares, then its table, figures and report.
 
 python -m launch.reproduce --study=quickstart --workdir=W [--only=KEY=VALUE,...] [--shard=i/n] [--dry_run]
+    [--restarts=N]
 """
 
 from pathlib import Path
 
 from absl import flags
 
-from launch import cli
+from launch import cli, supervisor
 from sparsity.studies import STUDIES, runner
 from sparsity.writer import Progress
 
@@ -19,10 +20,14 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "directory for runs/ and the stu
 _ONLY = flags.DEFINE_list("only", [], "run only the runs whose config has these KEY=VALUE; writes no study results")
 _SHARD = flags.DEFINE_string("shard", "0/1", "i/n: run the i-th of n parts, i from 0; writes no study results")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the runs with parameters, FLOPs and memory; run nothing")
+_RESTARTS = supervisor.define()
 
 
 def reproduce() -> int:
     """Runs what is not finished and writes the study's results."""
+    if _RESTARTS.value:
+        progress = lambda: supervisor.steps_saved(_WORKDIR.value)
+        return supervisor.supervise(supervisor.unsupervised(), _RESTARTS.value, progress)
     study = runner.study(_STUDY.value, STUDIES)
     sweep = cli.load_study_config(_STUDY.value).sweep
     part = runner.Part.parse(_ONLY.value, _SHARD.value)

@@ -1,13 +1,14 @@
 """Trains and evaluates one run. Rerunning the same command resumes it, or says that it is finished.
 
 python -m launch.train --config=configs/quickstart.py:top_k [--config.seed=1 ...] --workdir=W [--smoke] [--dry_run]
+    [--restarts=N]
 """
 
 from pathlib import Path
 
 from absl import flags
 
-from launch import cli
+from launch import cli, supervisor
 from sparsity import run as run_lib
 from sparsity.studies import report, runner
 from sparsity.writer import Progress
@@ -16,10 +17,14 @@ cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run; made if missing", required=True)
 _SMOKE = flags.DEFINE_bool("smoke", False, "2 steps of the config on noise, model and batch small: tests that it works")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "print parameters, FLOPs, memory and directory; run nothing")
+_RESTARTS = supervisor.define()
 
 
 def train() -> int:
     """One run and its report."""
+    if _RESTARTS.value:
+        progress = lambda: supervisor.steps_saved(_WORKDIR.value)
+        return supervisor.supervise(supervisor.unsupervised(), _RESTARTS.value, progress)
     config = run_lib.run_config(flags.FLAGS.config, cli.overrides())
     if _SMOKE.value:
         config = run_lib.smoke(config)

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from sparsity.config import ConfigError
+from sparsity.config import ConfigError, no_room
 
 ASIDE = "damaged-"  # before the step, in the name of a checkpoint that was set aside
 _STATE, _META = "state", "meta"  # orbax's items
@@ -74,18 +74,39 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        with self._saving():
+            try:
+                self._manager.wait_until_finished()
+            finally:
+                self._manager.close()
 
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
-        """Starts saving `state` (a pytree of arrays) with `meta` (JSON) beside it; a step is saved once."""
+        """Starts saving `state` (a pytree of arrays) with `meta` (JSON) beside it; a step is saved once.
+
+        Raises:
+          CheckpointError: there is no room for it, say, or was none for the one before it; now, or at the next save,
+            or on leaving. Those that were saved whole stay.
+        """
         if step in self._manager.all_steps():
             return
         args = {
             _STATE: ocp.args.StandardSave(state),
             _META: ocp.args.JsonSave(_sealed(meta | {_DIGESTS: digests(state)})),
         }
-        self._manager.save(step, args=ocp.args.Composite(**args))
+        with self._saving():
+            self._manager.save(step, args=ocp.args.Composite(**args))
+
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        """Says in a line that the disk does not take a checkpoint: of which step, only orbax knows."""
+        try:
+            yield
+        except Exception as error:  # orbax hands on what tensorstore or the system raised
+            if not no_room(error):
+                raise
+            raise CheckpointError(
+                f"checkpoints {self._directory}: one cannot be written ({_in_a_line(error)}); those before it stay"
+            ) from error
 
     def latest(self) -> int | None:
         """The last step saved whole, damaged or not, or None."""
@@ -196,9 +217,12 @@ def _damaged_if_it_fails() -> Iterator[None]:
         lasting = not isinstance(error, OSError) or error.errno in _LASTING
         if not lasting or any(status in str(error) for status in _PASSING):
             raise
-        text = " ".join(str(error).split())
-        text = text if len(text) < 200 else f"{text[:80]} ... {text[-100:]}"  # the cause stands at the end
-        raise _Damaged(f"it cannot be read: {type(error).__name__}: {text}") from error
+        raise _Damaged(f"it cannot be read: {type(error).__name__}: {_in_a_line(error)}") from error
+
+
+def _in_a_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) < 200 else f"{text[:80]} ... {text[-100:]}"  # the cause stands at the end
 
 
 def _numbered(place: Path, number: int) -> Path:

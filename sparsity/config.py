@@ -11,10 +11,12 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import errno
 import functools
 import hashlib
 import json
 import math
+import os
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -27,6 +29,12 @@ _hints = functools.cache(typing.get_type_hints)  # by class; to read its annotat
 
 class ConfigError(ValueError):
     """A user's mistake in a config: the message is one line, fit to be printed alone."""
+
+
+def no_room(error: BaseException) -> bool:
+    """Whether an error, whoever raised it, says that a disk is full or takes nothing: that is no defect of the code."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+    return any(os.strerror(number) in str(error) for number in numbers)
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

@@ -2,34 +2,58 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from sparsity.config import ConfigError, no_room
+
+
+class WriteError(ConfigError):
+    """A file that cannot be written, the disk being full, say: the message is one line, fit to be printed alone."""
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if not no_room(error):
+            raise
+        raise WriteError(f"{path}: cannot be written ({error.strerror})") from error
+
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` to `path` whole or not at all (temporary file, then rename)."""
+    """Writes `value` to `path` whole or not at all (temporary file, then rename). Raises WriteError."""
     write_text(path, json.dumps(value, indent=1, allow_nan=True) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes `text` to `path` whole or not at all."""
+    """Writes `text` to `path` whole or not at all. Raises WriteError."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Writes `data` to `path` whole or not at all."""
+    """Writes `data` to `path` whole or not at all. Raises WriteError."""
     temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with _writing(path):
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()  # where there is no room, none is taken
+        raise
 
 
 def read_json(path: Path) -> Any:
@@ -45,18 +69,21 @@ class MetricsWriter:
     """
 
     def __init__(self, path: Path, start: int = 0):
+        self._path = path
         kept = [r for r in read_metrics(path) if r["step"] < start]
         write_text(path, "".join(json.dumps(r) + "\n" for r in kept))
         self._file = open(path, "a", encoding="utf-8")
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """Appends one record."""
-        self._file.write(json.dumps({"kind": kind, "step": step} | values) + "\n")
-        self._file.flush()
+        """Appends one record. Raises WriteError; part of it may stand in the file then, and is dropped on opening."""
+        with _writing(self._path):
+            self._file.write(json.dumps({"kind": kind, "step": step} | values) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # of what could not be written: that was said when it was
+            self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -255,6 +255,24 @@ def test_checkpoints_of_before_there_were_digests_are_taken_as_they_are(saved, t
         assert same(checkpoints.restore(TARGET), 2)
 
 
+def test_a_full_disk_is_said_in_a_line_and_what_was_saved_stays(saved, tmp_path, full_disk):
+    directory = tmp_path / "c"
+    shutil.copytree(saved, directory)
+    with (
+        full_disk(2000),
+        pytest.raises(CheckpointError, match=r"one cannot be written \(.*File too large.*\); those before it") as error,
+        Checkpoints(directory) as checkpoints,
+    ):
+        checkpoints.save(3, at(3), {})
+    assert "\n" not in str(error.value)
+    with Checkpoints(directory) as checkpoints:
+        assert checkpoints.latest() == 2
+        assert same(checkpoints.restore(TARGET), 2)
+        checkpoints.save(3, at(3), {})  # now that there is room
+    with Checkpoints(directory) as checkpoints:
+        assert same(checkpoints.restore(TARGET), 3)
+
+
 @pytest.mark.parametrize("key", ["digests", "seal", "note"])
 def test_what_stands_beside_a_state_has_a_checksum_of_its_own(key, saved, tmp_path):
     """A key that is no longer called what it was does not turn verification off."""

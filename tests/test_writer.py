@@ -1,11 +1,13 @@
+import errno
 import io
 import json
 import math
+import os
 
 import pytest
 
 from sparsity import writer
-from sparsity.writer import MetricsWriter, Progress, read_json, read_metrics, write_json, write_text
+from sparsity.writer import MetricsWriter, Progress, WriteError, read_json, read_metrics, write_json, write_text
 
 
 def test_json_is_read_back_as_written_nan_and_infinity_included(tmp_path):
@@ -34,12 +36,27 @@ def test_a_write_that_fails_halfway_leaves_the_old_file_whole(tmp_path, monkeypa
     write_json(path, {"old": 1})
 
     def fail(_):
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(writer.os, "fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(WriteError, match=r"a\.json: cannot be written \(No space left on device\)$"):
         write_json(path, {"new": 2})
     assert read_json(path) == {"old": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_full_disk_is_said_in_a_line_and_whole_records_stay(tmp_path, full_disk):
+    path = tmp_path / "metrics.jsonl"
+    metrics = MetricsWriter(path)
+    for step in range(3):
+        metrics.write("train", step)
+    with full_disk(path.stat().st_size + 5):
+        with pytest.raises(WriteError, match=r"metrics\.jsonl: cannot be written \(File too large\)$"):
+            metrics.write("train", 3)
+        metrics.close()  # what could not be written is not tried again
+    assert [r["step"] for r in read_metrics(path)] == [0, 1, 2]
+    MetricsWriter(path, start=2).close()
+    assert [r["step"] for r in read_metrics(path)] == [0, 1]
 
 
 def test_a_value_that_is_not_json_leaves_the_old_file_whole(tmp_path):

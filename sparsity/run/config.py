@@ -21,6 +21,7 @@ from sparsity.evals.result import EvalConfig
 from sparsity.models import MODELS, shape_of
 from sparsity.ops.noise import NOISES, NoiseConfig
 from sparsity.spmd import MeshConfig
+from sparsity.train.guard import GuardConfig
 from sparsity.train.loop import Intervals
 from sparsity.train.optimizers import OptimizerConfig
 from sparsity.train.penalties import PENALTIES, Penalty
@@ -44,6 +45,7 @@ class RunConfig:
       start: the run whose last parameters this one begins with, in the place of those that the seed draws; the step is
         0 and the optimizer new. It stands beside this run's workdir, as `directory_name` calls it, and is run first if
         it is not there.
+      guard: which steps make no update: by default none, and the first that is not finite ends the run.
     """
 
     name: str
@@ -62,6 +64,7 @@ class RunConfig:
     penalty: Penalty | None = one_of(PENALTIES, None, later=True)
     z_loss: float = config_lib.later(0.0)
     start: RunConfig | None = config_lib.later(None)
+    guard: GuardConfig = config_lib.later(GuardConfig())
 
     def __post_init__(self):
         for field in ("steps", "batch", "accumulate", "keep"):

@@ -21,7 +21,7 @@ from sparsity.evals.result import Subject
 from sparsity.run.config import RunConfig
 from sparsity.run.workdir import Workdir, WorkdirError
 from sparsity.train.losses import LOSSES
-from sparsity.train.state import TrainState, abstract_state, init_state, shapes_and_specs
+from sparsity.train.state import TrainState, abstract_state, guarded, init_state, shapes_and_specs
 from sparsity.train.step import Objective, gradients, make_train_step
 
 
@@ -60,7 +60,7 @@ class Engine:
 
     def _abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state; nothing is computed. Raises ConfigError."""
-        shapes, specs = shapes_and_specs(self.model, self.tx, self.inputs)
+        shapes, specs = shapes_and_specs(self.model, self.tx, self.inputs, self.config.guard)
         spmd.check_divisible(shapes.params, specs.params, self.mesh)
         return abstract_state(shapes, spmd.shardings(self.mesh, specs))
 
@@ -86,14 +86,17 @@ class Engine:
 
     def new_state(self) -> tuple[TrainState, TrainState]:
         """The state of step 0, and its shardings."""
-        return init_state(self.model, self.tx, self.mesh, self.config.seed, self.inputs, self.placed)
+        config = self.config
+        return init_state(self.model, self.tx, self.mesh, config.seed, self.inputs, self.placed, config.guard)
 
     def state_of(self, params: Any, model_state: Any) -> TrainState:
         """The state of step 0 with these parameters and running statistics, on this mesh; the optimizer is new."""
         placed = self.placed
         params, model_state = jax.device_put((params, model_state), (placed.params, placed.model_state))
         slots = jax.jit(self.tx.init, out_shardings=placed.opt_state)(params)
-        return TrainState(jax.device_put(jax.numpy.int32(0), placed.step), params, slots, model_state)
+        state = TrainState(jax.device_put(jax.numpy.int32(0), placed.step), params, slots, model_state)
+        guard = self.config.guard.init()
+        return state if guard is None else guarded(state, jax.device_put(guard, placed.guard))
 
     def restore(self, checkpoints: Checkpoints, step: int | None = None) -> TrainState:
         """The state of a checkpoint (the latest by default) on this mesh."""
@@ -105,7 +108,7 @@ class Engine:
         loss = LOSSES[config.model.task]
         objective = Objective(self.model, config.model, loss, config.seed, config.noise, config.penalty, config.z_loss)
         compute = gradients(objective, record, config.accumulate)
-        return make_train_step(compute, self.tx, self.schedule, self.mesh, placed)
+        return make_train_step(compute, self.tx, self.schedule, self.mesh, placed, config.guard)
 
     @functools.cached_property
     def predict(self) -> Predict:

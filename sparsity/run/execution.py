@@ -23,6 +23,7 @@ from sparsity.run.workdir import Outcome, Workdir, WorkdirError
 from sparsity.train.guard import Diverged
 from sparsity.train.loop import Hooks, train
 from sparsity.train.state import TrainState
+from sparsity.train.step import StepMetrics
 from sparsity.writer import MetricsWriter, Progress, read_metrics, write_json
 
 # The evaluator that scores validations in training, by the model's task.
@@ -114,6 +115,7 @@ def _train_and_evaluate(engine: Engine, files: Workdir, progress: Progress) -> O
                 config.steps,
                 config.every,
                 _hooks(engine, checkpoints, meta, writer, progress),
+                config.guard.skips,
             )
         except Diverged as diverged:
             progress.say(f"{config.name}: diverged at step {diverged.step}")
@@ -132,7 +134,11 @@ def _hooks(engine, checkpoints: Checkpoints, meta, writer: MetricsWriter, progre
     def on_step(step, metrics):
         reported = {k: getattr(metrics, k) for k in ("loss", "accuracy", "penalty", "grad_norm", "learning_rate")}
         values = {k: float(v) for k, v in reported.items() if v is not None}
+        if metrics.skipped is not None:
+            values |= {"skipped": int(metrics.skipped), "spike": int(metrics.spike)}
         writer.write("train", step, **values)
+        if line := _left_out(engine.config, step, metrics):
+            progress.say(line)
         progress.show(**{k: f"{values[k]:.3f}" for k in ("loss", "accuracy") if k in values})
         progress.update(step + 1)
 
@@ -165,6 +171,14 @@ def _hooks(engine, checkpoints: Checkpoints, meta, writer: MetricsWriter, progre
         checkpoints.save(step, state, meta)
 
     return Hooks(on_step, on_record, on_eval, on_speed, save)
+
+
+def _left_out(config: RunConfig, step: int, metrics: StepMetrics) -> str:
+    """Says that the guard has left out a step, and why; empty if it has not."""
+    if metrics.skipped is not None and not metrics.finite and metrics.skipped <= config.guard.skips:
+        times = f"{metrics.skipped} of {config.guard.skips} times"
+        return f"{config.name}: step {step} is left out, its loss or gradient is not finite ({times})"
+    return f"{config.name}: step {step} is left out, its loss {metrics.loss:.4g} is a spike" if metrics.spike else ""
 
 
 def _machine_measures(files: Workdir) -> tuple[Measure, ...]:

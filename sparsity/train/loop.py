@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from sparsity import spmd
-from sparsity.train.guard import Diverged, Preempted, StopSignals, all_finite
+from sparsity.train.guard import Diverged, Preempted, StopSignals, sound
 from sparsity.train.state import TrainState
 from sparsity.train.step import Record, StepMetrics
 
@@ -66,24 +66,24 @@ def train(
     steps: int,
     every: Intervals,
     hooks: Hooks,
+    skips: int = 0,
 ) -> TrainState:
     """Runs steps `state.step` to `steps` - 1 and returns the state after them.
 
     Step s is the update from the parameters after s updates; whatever is reported under s
     describes those parameters. The order within a step is part of the contract: evaluate,
-    step, read the metrics of the step before, save.
+    step, read the metrics of the step before, save. A guard in the step may leave `skips` of them out.
 
     Raises:
-      Diverged: a loss, a gradient or, when they are saved, parameters not finite; nothing of it was saved.
+      Diverged: a loss or a gradient not finite, beyond `skips`, or what was to be saved; nothing of it was saved.
       Preempted: a stop signal came; the state is saved.
     """
     start = int(jax.device_get(state.step))
     pending: tuple[int, StepMetrics, Record | None] | None = None
     window = _Window()
-    parameters_finite = jax.jit(all_finite)
 
     def settle() -> None:
-        """Reads the metrics of the last dispatched step, and stops if they are not finite."""
+        """Reads the metrics of the last dispatched step, and stops if they are not finite once too often."""
         nonlocal pending
         if pending is None:
             return
@@ -92,7 +92,7 @@ def train(
         if record is not None:
             hooks.on_record(step, record)
         hooks.on_step(step, metrics)
-        if not metrics.finite:
+        if not metrics.finite and (metrics.skipped is None or metrics.skipped > skips):
             raise Diverged(step)
 
     # Copies between host and device happen only where they are written: place_batch, device_get.
@@ -110,7 +110,7 @@ def train(
             done, stopping = step + 1, stop.requested  # read once: what is raised below was saved here
             if done % every.checkpoint == 0 or done == steps or stopping:
                 settle()
-                if not jax.device_get(parameters_finite(state.params)):
+                if not sound(state.params, (state.opt_state, state.model_state)):
                     raise Diverged(step)
                 hooks.save(done, state)
                 window.interrupt()

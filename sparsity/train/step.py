@@ -19,10 +19,10 @@ from sparsity.layers.noise import NOISE
 from sparsity.layers.predictor import PREDICTED
 from sparsity.layers.sparsify import ACTIVATIONS, STATS, Activated, Context
 from sparsity.ops.noise import NoiseConfig
-from sparsity.train.guard import all_finite
+from sparsity.train.guard import GuardConfig, all_finite
 from sparsity.train.losses import Loss
 from sparsity.train.penalties import Penalty
-from sparsity.train.state import TrainState
+from sparsity.train.state import NO_GUARD, GuardedState, TrainState
 
 Batch = dict[str, jax.Array]
 
@@ -40,6 +40,9 @@ class StepMetrics:
       learning_rate: of this update.
       finite: loss and gradient hold no NaN or infinity. The updated parameters are not read again for this, which
         would cost a deep network a third of its step: the next step's loss tells, and every save checks them.
+      skipped: steps until now, this one included, whose update was left out because that was not so; None without a
+        guard.
+      spike: this step's update was left out because its loss was a spike; None without a guard.
     """
 
     loss: jax.Array
@@ -48,6 +51,8 @@ class StepMetrics:
     grad_norm: jax.Array
     learning_rate: jax.Array
     finite: jax.Array
+    skipped: jax.Array | None = None
+    spike: jax.Array | None = None
 
 
 @flax.struct.dataclass
@@ -163,30 +168,44 @@ def gradients(objective: Objective, record: bool, accumulate: int = 1):
 
 
 def make_train_step(
-    compute: Callable, tx: optax.GradientTransformation, schedule: optax.Schedule, mesh: Mesh, placed: TrainState
+    compute: Callable,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    mesh: Mesh,
+    placed: TrainState,
+    guard: GuardConfig = NO_GUARD,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics, Any]]:
     """Compiles (state, batch) -> (state, metrics, record); the state is donated.
 
-    `record` is a `Record` if `compute` records, else None.
+    `record` is a `Record` if `compute` records, else None. An update that `guard` leaves out is not made.
     """
 
     def train_step(state: TrainState, batch: Batch):
         (sums, penalty), grads, model_state, stats = compute(state, batch)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        norm = optax.tree.norm(grads)
+        new = {"params": optax.apply_updates(state.params, updates), "opt_state": opt_state, "model_state": model_state}
+        loss, norm = sums.loss / sums.count, optax.tree.norm(grads)
         # Squares of large numbers overflow: only then are the gradients themselves read for it.
         finite = jax.lax.cond(jnp.isfinite(norm), lambda: jnp.array(True), lambda: all_finite(grads))
+        finite &= jnp.isfinite(sums.loss)
+        made, skipped, spike = state.step, None, None  # updates made before this one
+        if isinstance(state, GuardedState):
+            take, spike, remembered = guard.judge(state.guard, loss, finite)
+            made, skipped = state.step - state.guard.left_out, remembered.skipped
+            old = {name: getattr(state, name) for name in new}
+            new = jax.tree.map(lambda new, old: jnp.where(take, new, old), new, old) | {"guard": remembered}
         metrics = StepMetrics(
-            loss=sums.loss / sums.count,
+            loss=loss,
             accuracy=None if sums.correct is None else sums.correct / sums.count,
             penalty=None if penalty is None else penalty / sums.count,
             grad_norm=norm,
-            learning_rate=jnp.asarray(schedule(state.step), jnp.float32),
-            finite=jnp.isfinite(sums.loss) & finite,
+            learning_rate=jnp.asarray(schedule(made), jnp.float32),
+            finite=finite,
+            skipped=skipped,
+            spike=spike,
         )
         record = Record(stats, kernel_norms(grads), weight_summary(state.params)) if stats else None
-        return TrainState(state.step + 1, params, opt_state, model_state), metrics, record
+        return state.replace(step=state.step + 1, **new), metrics, record
 
     everywhere = spmd.replicated(mesh)
     return jax.jit(

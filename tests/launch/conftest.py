@@ -37,6 +37,7 @@ for line in sys.stdin:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)  # without taking every module apart
+    print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
@@ -59,20 +60,34 @@ def launch_alone():
     return launch
 
 
+class Launcher:
+    """launch("train", *flags): the same of a fork of one process, which has imported everything; one at a time."""
+
+    def __init__(self, server, directory):
+        self._server, self._out, self._err = server, directory / "out", directory / "err"
+
+    def start(self, module, *args):
+        """Starts a launcher; its process."""
+        self._out.write_text("")
+        self._err.write_text("")
+        job = [[f"launch.{module}", *map(str, args)], environment(), str(self._out), str(self._err)]
+        self._server.stdin.write(f"{json.dumps(job)}\n")
+        self._server.stdin.flush()
+        return int(self._server.stdout.readline())
+
+    def wait(self):
+        """(exit code, what it printed, errors) of the launcher that was started; -n where signal n killed it."""
+        return int(self._server.stdout.readline()), self._out.read_text(), self._err.read_text()
+
+    def __call__(self, module, *args):
+        self.start(module, *args)
+        return self.wait()
+
+
 @pytest.fixture(scope="session")
 def launch(tmp_path_factory):
-    """The same of a fork of one process, which has imported everything."""
+    """A `Launcher`."""
     command = [sys.executable, "-c", SERVER]
-    out, err = (tmp_path_factory.mktemp("launch") / name for name in ("out", "err"))
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, env=environment(), text=True, stdin=pipe, stdout=pipe) as server:
-
-        def launch(module, *args):
-            out.write_text("")
-            err.write_text("")
-            job = [[f"launch.{module}", *map(str, args)], environment(), str(out), str(err)]
-            server.stdin.write(f"{json.dumps(job)}\n")
-            server.stdin.flush()
-            return int(server.stdout.readline()), out.read_text(), err.read_text()
-
-        yield launch
+        yield Launcher(server, tmp_path_factory.mktemp("launch"))

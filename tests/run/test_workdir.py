@@ -1,4 +1,6 @@
+import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +31,19 @@ def test_an_unwritable_workdir_is_one_line(tmp_path, tiny_config):
         run(run_config(tiny_config), tmp_path / "file" / "w", Quiet())
     with pytest.raises(WorkdirError, match="only local"):
         run(run_config(tiny_config), "gs://bucket/w", Quiet())
+
+
+def test_a_workdir_that_can_only_be_read_is_one_line_and_stays_as_it_is(tmp_path, tiny_config, monkeypatch):
+    files = made_with(run_config(tiny_config), tmp_path)
+    before = {p: p.read_bytes() for p in tmp_path.iterdir()}
+
+    def touch(path):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "touch", touch)  # a mode binds no superuser
+    with pytest.raises(WorkdirError, match=r"^workdir .*: cannot be written \(Read-only file system\)$"):
+        run(run_config(tiny_config), files.path, Quiet())
+    assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
 def made_with(config, path):

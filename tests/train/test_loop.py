@@ -84,6 +84,25 @@ def test_a_non_finite_step_ends_the_run_and_is_not_saved():
     assert ("metrics", 4) in recorder.events  # its record is written
 
 
+def test_a_guard_may_leave_steps_out_that_are_not_finite_as_often_as_it_is_told():
+    def train_with(skips):
+        recorder = Recorder()
+
+        def step(state, batch):  # not finite from step 1 on
+            state, metrics, record = recorder.step(False)(state, batch)
+            done = int(state.step)
+            return state, metrics.replace(finite=np.bool_(done < 2), skipped=np.int32(done - 1)), record
+
+        state, mesh = TrainState(np.int32(0), {}, {}, {}), spmd.make_mesh(spmd.MeshConfig(data=1))
+        batches = iter([{"x": np.zeros(8, np.float32)}] * 9)
+        train(state, batches, step, step, mesh, 4, Intervals(100, 100, 100, 100), recorder.hooks, skips)
+        return recorder.events
+
+    assert ("save", 4, 4) in train_with(3)
+    with pytest.raises(Diverged, match="step 3"):
+        train_with(2)
+
+
 def test_parameters_that_are_not_finite_are_not_saved_even_if_their_gradients_were():
     recorder = Recorder()
 
