@@ -71,8 +71,8 @@ def generate(subject: Subject) -> Result:
     said: list[np.ndarray] = []
     with jax.set_mesh(mesh):
         for batch in _batches(rows, cfg.batch, mesh.shape["data"]):
-            batch = spmd.place_batch(mesh, batch)
-            said += list(np.asarray(say(params, batch["inputs"], batch["segments"], *drawn(batch), step)))
+            batch = spmd.place_whole(mesh, batch)
+            said += list(spmd.fetch(say(params, batch["inputs"], batch["segments"], *drawn(batch), step)))
     said = [_up_to(end, row) for row, _ in zip(said, rows, strict=False)]  # rows that filled the batch are left out
     found = [
         Generated(line, tuple(row.tolist()), text_of(row, source.vocabulary, spans))

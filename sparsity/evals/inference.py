@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import optax
 
+from sparsity import spmd
 from sparsity.config import ConfigError
 from sparsity.data.pipeline import eval_batches
 from sparsity.decode.weights import DECODES, at_end, prepared
@@ -110,7 +111,7 @@ def read(subject: Subject, mode: Inference) -> Read:
       ConfigError: the model does not decode, or its weights do not suit the mode.
     """
     try:
-        model, params = prepared(subject.model, jax.device_get(subject.params), mode)
+        model, params = prepared(subject.model, spmd.fetch(subject.params), mode)
     except ValueError as error:
         raise ConfigError(f"evals.names: {error}") from error
     module, inputs = model.build(subject.source.classes), subject.model.inputs
