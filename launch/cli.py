@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from sparsity import distributed
 from sparsity.config import ConfigError, nearest, no_room
 from sparsity.train.guard import Preempted
 
 # Exit codes. Anything else is a defect of the code, with its traceback.
-DONE, BAD_INPUT, DIVERGED, PREEMPTED = 0, 2, 3, 4
+DONE, DEFECT, BAD_INPUT, DIVERGED, PREEMPTED, PEER_DIED = 0, 1, 2, 3, 4, distributed.PEER_DIED
 
 EXIT_CODES = """exit codes: 0 done; 2 a mistake in the input, named in one line; 3 the run diverged
-(recorded and terminal); 4 stopped by a signal, saved: rerun the same command to resume."""
+(recorded and terminal); 4 stopped by a signal, saved: rerun the same command to resume; 6 another
+of several processes died: rerun all of them to resume."""
+
+_LEAVING = 3600.0  # seconds that a process which is done waits for the others
+_FAILING = 10.0  # and one that is not: they may fail alike
 
 
 def define_config() -> None:
@@ -28,6 +36,22 @@ def define_config() -> None:
     what = "a run: FILE.py[:ARG]; override keys with --config.KEY=VALUE"
     # Keys that the file leaves at their defaults can be set too; run_config refuses those that do not exist.
     config_flags.DEFINE_config_file("config", None, what, lock_config=False, accept_new_attributes=True)
+
+
+def define_processes() -> None:
+    """Defines what says that several processes run the command together."""
+    flags.DEFINE_string("coordinator", None, "of several processes: HOST:PORT at which the first one listens")
+    flags.DEFINE_integer("processes", None, "how many run this command together, each with its own devices")
+    flags.DEFINE_integer("process", None, "which of them this one is, from 0")
+    what = "auto: on a TPU slice, under SLURM and Open MPI the processes find one another; off: each one runs alone"
+    flags.DEFINE_enum("distributed", "auto", ["auto", "off"], what)
+    flags.DEFINE_integer("heartbeat", 100, "seconds of silence after which a process counts as dead; the others end")
+
+
+def say(text: str) -> None:
+    """Prints `text`, of several processes in the first one."""
+    if distributed.first():
+        print(text)
 
 
 def overrides() -> frozenset[str]:
@@ -54,23 +78,57 @@ def main(body: Callable[[], int]) -> None:
     def guarded(_: list[str]) -> int:
         logging.set_verbosity(logging.ERROR)  # orbax reports every phase of every save
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # outside of training, too, it exits with its code
-        try:
-            return body()
-        except ConfigError as error:
-            _fail(str(error))
-        except OSError as error:
-            if not no_room(error):
-                raise
-            _fail(f"{error.filename or 'a file'}: {error.strerror}")
-        except Preempted as stopped:
-            print(stopped, file=sys.stderr)
-            return PREEMPTED
-        except KeyboardInterrupt:
-            print("interrupted; rerun the same command to resume", file=sys.stderr)
-            return PREEMPTED
+        code = _code(body)
+        distributed.leave(code, _LEAVING if code in (DONE, DIVERGED) else _FAILING)
+        return code
 
     sys.modules["__main__"].__doc__ = f"{sys.modules['__main__'].__doc__}\n{EXIT_CODES}\n"
     app.run(guarded, flags_parser=_with_help(parse))
+
+
+def _code(body: Callable[[], int]) -> int:
+    """The exit code of `body`, what went wrong said."""
+    try:
+        if "coordinator" in flags.FLAGS:
+            _join()
+        return body()
+    except ConfigError as error:
+        _say_error(str(error))
+        return BAD_INPUT
+    except OSError as error:
+        if not no_room(error):
+            raise
+        _say_error(f"{error.filename or 'a file'}: {error.strerror}")
+        return BAD_INPUT
+    except Preempted as stopped:
+        if distributed.first():
+            print(stopped, file=sys.stderr)
+        return PREEMPTED
+    except KeyboardInterrupt:
+        print("interrupted; rerun the same command to resume", file=sys.stderr)
+        return PREEMPTED
+    except distributed.PeerDied as error:
+        _say_error(str(error))
+        return PEER_DIED
+    except Exception as error:
+        if not distributed.several():
+            raise
+        if distributed.lost(error):
+            _say_error(f"another process died, or cannot be reached ({_first_line(error)[:200]})")
+            return PEER_DIED
+        traceback.print_exc()
+        return DEFECT
+
+
+def _join() -> None:
+    """Finds the other processes, if there are any. Raises ConfigError."""
+    given = flags.FLAGS
+    if given.heartbeat < 1:
+        raise ConfigError(f"--heartbeat: must be at least 1, got {given.heartbeat}")
+    if given.distributed == "off":
+        return
+    if (job := distributed.find(given.coordinator, given.processes, given.process, os.environ)) is not None:
+        distributed.join(job, given.heartbeat)
 
 
 def settings(given: Sequence[str]) -> dict[str, str]:
@@ -130,6 +188,13 @@ def _first_line(error: Exception) -> str:
     if "get_config" in text and isinstance(error, AttributeError):
         text = "--config: the file defines no get_config()"
     return " ".join(text.split())
+
+
+def _say_error(message: str) -> None:
+    """Says what is wrong; a process that is not the first says which it is, and not what the first one says too."""
+    if not distributed.said_by_first(message):
+        which = "" if distributed.first() else f"process {jax.process_index()}: "
+        print(f"error: {which}{message}", file=sys.stderr)
 
 
 def _fail(message: str) -> None:

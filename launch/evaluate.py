@@ -11,12 +11,14 @@ from pathlib import Path
 from absl import flags
 
 from launch import cli
+from sparsity import distributed
 from sparsity import run as run_lib
 from sparsity.config import ConfigError, lookup
 from sparsity.evals import EVALS, TASKS
 from sparsity.studies import report
 from sparsity.writer import write_json
 
+cli.define_processes()
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of a run", required=True)
 _EVALS = flags.DEFINE_list("evals", [], f"evaluators, by default the config's; there are: {', '.join(EVALS)}")
 _SET = flags.DEFINE_multi_string("set", [], "key=value of the config's evals, such as batch=8; may be repeated")
@@ -40,13 +42,13 @@ def evaluate() -> int:
     step, recorded = int(state.step), files.read_outcome()
     status = "unfinished" if recorded is None else recorded.status
     outcome = run_lib.Outcome(status, step, result.measures, result.arrays)
-    print(report.text_table({config.name: outcome}))
+    cli.say(report.text_table({config.name: outcome}))
     generated = result.arrays["generated"] if "generate" in names else []
     for one in generated:
-        print(json.dumps(one, ensure_ascii=False))
+        cli.say(json.dumps(one, ensure_ascii=False))
     against = _against_record(recorded, outcome) if config == saved else f"with {', '.join(_SET.value)}"
-    print(f"checkpoint of step {step} of {config.steps}; {against}")
-    if _OUT.value:
+    cli.say(f"checkpoint of step {step} of {config.steps}; {against}")
+    if _OUT.value and distributed.first():
         record = {"step": step, "measures": [dataclasses.asdict(m) for m in result.measures]}
         write_json(Path(_OUT.value), record | ({"generated": generated} if "generate" in names else {}))
     return cli.DONE

@@ -12,6 +12,7 @@ from launch import cli, supervisor
 from sparsity.studies import STUDIES, runner
 from sparsity.writer import Progress
 
+cli.define_processes()
 _STUDY = flags.DEFINE_string("study", None, f"name of a study; there are: {', '.join(STUDIES)}", required=True)
 _SCALE = flags.DEFINE_enum(
     "scale", "embedded", ["embedded", "paper"], "real data from installed packages, or the paper's"
@@ -32,12 +33,12 @@ def reproduce() -> int:
     sweep = cli.load_study_config(_STUDY.value).sweep
     part = runner.Part.parse(_ONLY.value, _SHARD.value)
     if _DRY_RUN.value:
-        print(runner.plan(part.of(runner.expand(sweep, _SCALE.value)), Path(_WORKDIR.value)))
+        cli.say(runner.plan(part.of(runner.expand(sweep, _SCALE.value)), Path(_WORKDIR.value)))
         return cli.DONE
     results = runner.run_study(study, sweep, _SCALE.value, _WORKDIR.value, Progress(), part)
-    print(results.text)
+    cli.say(results.text)
     if results.report:
-        print(f"report: {results.report}")
+        cli.say(f"report: {results.report}")
     return cli.DONE
 
 

@@ -2,6 +2,8 @@
 
 python -m launch.train --config=configs/quickstart.py:top_k [--config.seed=1 ...] --workdir=W [--smoke] [--dry_run]
     [--restarts=N]
+python -m launch.train ... --coordinator=HOST:PORT --processes=N --process=I  # in each of N processes; found on a TPU
+    slice, under SLURM and Open MPI
 """
 
 from pathlib import Path
@@ -9,11 +11,13 @@ from pathlib import Path
 from absl import flags
 
 from launch import cli, supervisor
+from sparsity import distributed
 from sparsity import run as run_lib
 from sparsity.studies import report, runner
 from sparsity.writer import Progress
 
 cli.define_config()
+cli.define_processes()
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run; made if missing", required=True)
 _SMOKE = flags.DEFINE_bool("smoke", False, "2 steps of the config on noise, model and batch small: tests that it works")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "print parameters, FLOPs, memory and directory; run nothing")
@@ -28,13 +32,15 @@ def train() -> int:
     config = run_lib.run_config(flags.FLAGS.config, cli.overrides())
     if _SMOKE.value:
         config = run_lib.smoke(config)
-        print(f"{config.name}: 2 steps on noise at reduced width; its figures say nothing about the network")
+        cli.say(f"{config.name}: 2 steps on noise at reduced width; its figures say nothing about the network")
     if _DRY_RUN.value:
         workdir = Path(_WORKDIR.value)
-        print(runner.plan_of_run(config, workdir))
-        print(f"directory: {workdir}; as a run of a study: {runner.run_directory(Path('W'), config)}")
+        cli.say(runner.plan_of_run(config, workdir))
+        cli.say(f"directory: {workdir}; as a run of a study: {runner.run_directory(Path('W'), config)}")
         return cli.DONE
     outcome = run_lib.run(config, _WORKDIR.value, Progress())
+    if not distributed.first():
+        return cli.DIVERGED if outcome.status == "diverged" else cli.DONE
     files = run_lib.Workdir(_WORKDIR.value)
     if outcome.status == "diverged":
         already = " already" if outcome.resumed else ""

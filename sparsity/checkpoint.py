@@ -3,6 +3,9 @@
 Orbax stores no checksum of its arrays: a flipped bit is restored without a word. A digest of each array is computed
 where it lies when it is saved, and again when it is restored. A checkpoint that is not what was saved is named and set
 aside, and the one before it is used; renamed back to its number it would be looked at again.
+
+Several processes save and restore together, each the parts of its devices, in a directory that all of them see: they
+make the same calls. What one of them cannot read is damaged for all, and the first one renames and speaks.
 """
 
 from __future__ import annotations
@@ -18,14 +21,17 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from sparsity import distributed
 from sparsity.config import ConfigError, no_room
+
+T = TypeVar("T")
 
 ASIDE = "damaged-"  # before the step, in the name of a checkpoint that was set aside
 _STATE, _META = "state", "meta"  # orbax's items
@@ -68,7 +74,9 @@ class Checkpoints:
             max_to_keep=keep, cleanup_tmp_directories=not read_only, read_only=read_only
         )
         self._directory, self._read_only, self._say = Path(directory).absolute(), read_only, say
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
+        self._manager = self._reader = ocp.CheckpointManager(self._directory, options=options)
+        if distributed.several():
+            self._reader = ocp.CheckpointManager(self._directory, options=_alone())
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -79,6 +87,8 @@ class Checkpoints:
                 self._manager.wait_until_finished()
             finally:
                 self._manager.close()
+                if self._reader is not self._manager:
+                    self._reader.close()
 
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
         """Starts saving `state` (a pytree of arrays) with `meta` (JSON) beside it; a step is saved once.
@@ -110,7 +120,7 @@ class Checkpoints:
 
     def latest(self) -> int | None:
         """The last step saved whole, damaged or not, or None."""
-        return self._manager.latest_step()
+        return distributed.agreed(self._manager.latest_step)
 
     def restore(self, abstract_state: Any, step: int | None = None) -> Any:
         """The state saved at `step`, by default at the latest whose arrays are what was saved, onto its shardings.
@@ -126,7 +136,7 @@ class Checkpoints:
           CheckpointError: all of them are damaged, or the one that was asked for is; or they hold another state.
         """
         self._manager.wait_until_finished()  # one that is being saved is listed before it is there
-        there = sorted(self._manager.all_steps(), reverse=True)
+        there = distributed.agreed(lambda: sorted(self._manager.all_steps(), reverse=True))
         steps = there if step is None else [step]
         if not there or step not in (None, *there):
             which = "no checkpoint" if step is None else f"no checkpoint {step}"
@@ -148,28 +158,34 @@ class Checkpoints:
 
     def _set_aside(self, damaged: Mapping[int, str], used: int) -> None:
         """Says which checkpoints are damaged, and renames them, so that nothing takes them for whole again."""
-        for one, reason in damaged.items():
-            self._say(f"checkpoints {self._directory}: {one} is damaged ({reason}); {used} is used")
-            if not self._read_only:
-                place = self._directory / f"{ASIDE}{one}"
-                number = next(n for n in itertools.count() if not _numbered(place, n).exists())
-                try:
-                    (self._directory / str(one)).rename(_numbered(place, number))
-                except OSError as error:
-                    raise CheckpointError(
-                        f"checkpoints {self._directory}: {one} is damaged, and cannot be set aside ({error.strerror})"
-                    ) from error
+
+        def rename() -> None:
+            for one, reason in damaged.items():
+                self._say(f"checkpoints {self._directory}: {one} is damaged ({reason}); {used} is used")
+                if not self._read_only:
+                    self._rename(one)
+
+        distributed.agreed(rename)
         if damaged and not self._read_only:
             self._manager.reload()
 
+    def _rename(self, step: int) -> None:
+        """Takes a checkpoint's number from it. Raises CheckpointError if that cannot be done."""
+        place = self._directory / f"{ASIDE}{step}"
+        number = next(n for n in itertools.count() if not _numbered(place, n).exists())
+        try:
+            (self._directory / str(step)).rename(_numbered(place, number))
+        except OSError as error:
+            raise CheckpointError(
+                f"checkpoints {self._directory}: {step} is damaged, and cannot be set aside ({error.strerror})"
+            ) from error
+
     def _restored(self, step: int, abstract_state: Any) -> Any:
         """The state of one checkpoint. Raises _Damaged if it is not what was saved."""
-        saved = self._saved_digests(step)
+        saved = _alike(lambda: self._saved_digests(step))
         if saved is not None:
             self._refuse_other(step, saved, abstract_state)
-        args = ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(abstract_state)})
-        with _damaged_if_it_fails():
-            state = self._manager.restore(step, args=args)[_STATE]
+        state = _alike(lambda: self._read(step, _STATE, ocp.args.StandardRestore(abstract_state)))
         if saved is None:
             return state
         found = digests(state)
@@ -181,13 +197,18 @@ class Checkpoints:
     def _saved_digests(self, step: int) -> dict[str, str] | None:
         """The digests that stand beside a state; None of a checkpoint of before there were any."""
         with _damaged_if_it_fails():
-            meta = self._manager.restore(step, args=ocp.args.Composite(**{_META: ocp.args.JsonRestore()}))[_META]
+            meta = self._read(step, _META, ocp.args.JsonRestore())
             if _DIGESTS not in meta and _SEAL not in meta:
                 return None
             seal = meta.pop(_SEAL, None)
             if _sealed(meta)[_SEAL] != seal:
                 raise _Damaged("not as they were saved: config and digests")
             return meta[_DIGESTS]
+
+    def _read(self, step: int, item: str, args: Any) -> Any:
+        """One item of a checkpoint. Raises _Damaged if it cannot be read."""
+        with _damaged_if_it_fails():
+            return self._reader.restore(step, args=ocp.args.Composite(**{item: args}))[item]
 
     def _refuse_other(self, step: int, saved: Mapping[str, str], abstract_state: Any) -> None:
         """Raises CheckpointError if the arrays that were saved are not those that are asked for."""
@@ -223,6 +244,28 @@ def _damaged_if_it_fails() -> Iterator[None]:
 def _in_a_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     return text if len(text) < 200 else f"{text[:80]} ... {text[-100:]}"  # the cause stands at the end
+
+
+def _alone() -> ocp.CheckpointManagerOptions:
+    """Of a manager that reads for this process alone: it waits for no other, which might fail where it does not."""
+    me = jax.process_index()
+    among = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process {me}"
+    )
+    return ocp.CheckpointManagerOptions(read_only=True, create=False, multiprocessing_options=among)
+
+
+def _alike(read: Callable[[], T]) -> T:
+    """What `read` gives in each process. Raises _Damaged in all of them if it does in one."""
+    value, reason = None, None
+    try:
+        value = read()
+    except _Damaged as error:
+        reason = str(error)
+    for one in distributed.gathered(reason):
+        if one is not None:
+            raise _Damaged(one)
+    return value
 
 
 def _numbered(place: Path, number: int) -> Path:

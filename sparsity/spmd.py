@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sparsity import axes
@@ -154,4 +155,38 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def place_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """Global arrays split over `data` and `fsdp` along axis 0, from this process's part of a batch."""
     sharding = NamedSharding(mesh, axes.spec(("batch",)))
-    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+    with jax.transfer_guard_host_to_device("allow"):  # several processes' parts are copied, to JAX implicitly
+        return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def rows_of_process(mesh: Mesh, batch: int) -> np.ndarray:
+    """The places in a batch of the examples that this process's devices hold, in order: `place_batch` takes those.
+
+    Processes whose devices hold the same examples, and of these the units of one `model` group, share places.
+    """
+    held = NamedSharding(mesh, axes.spec(("batch",))).addressable_devices_indices_map((batch,))
+    return np.unique(np.concatenate([np.arange(batch)[index] for index in held.values()]))
+
+
+def place_whole(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """`place_batch` of a batch that every process has whole."""
+    rows = rows_of_process(mesh, len(next(iter(batch.values()))))
+    return place_batch(mesh, {k: x if len(rows) == len(x) else x[rows] for k, x in batch.items()})
+
+
+def place_everywhere(mesh: Mesh, tree: Any) -> Any:
+    """Arrays that every process has, whole on all devices."""
+    everywhere = replicated(mesh)
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.tree.map(lambda x: jax.make_array_from_callback(np.shape(x), everywhere, lambda _: x), tree)
+
+
+def fetch(tree: Any) -> Any:
+    """Arrays of whatever sharding as NumPy's, whole in every process."""
+
+    def one(x: Any) -> np.ndarray:
+        whole = not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
+        return np.asarray(jax.device_get(x) if whole else multihost_utils.process_allgather(x, tiled=True))
+
+    with jax.transfer_guard_device_to_host("allow"):
+        return jax.tree.map(one, tree)

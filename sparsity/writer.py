@@ -86,6 +86,16 @@ class MetricsWriter:
             self._file.close()
 
 
+class NoMetrics:
+    """Writes nothing, as every process does but the first."""
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        """Drops a record."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All whole records of a metrics file; none if it does not exist."""
     if not path.exists():
@@ -152,3 +162,19 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+class NoProgress(Progress):
+    """Shows and says nothing, as every process does but the first."""
+
+    def start(self, name: str, step: int, steps: int, unit: str = "step") -> None:
+        """Nothing begins."""
+
+    def update(self, done: int) -> None:
+        """Nothing is shown."""
+
+    def say(self, message: str) -> None:
+        """Nothing is said."""
+
+    def show(self, **values: str) -> None:
+        """Nothing is displayed."""

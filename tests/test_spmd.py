@@ -143,6 +143,19 @@ def test_place_batch_splits_examples_over_data_and_fsdp():
     np.testing.assert_array_equal(placed, np.arange(8))
 
 
+def test_a_process_alone_holds_all_rows_and_fetches_what_is_split():
+    mesh = spmd.make_mesh(spmd.MeshConfig(data=4, model=2))
+    np.testing.assert_array_equal(spmd.rows_of_process(mesh, 8), np.arange(8))
+    batch = {"image": np.arange(16.0).reshape(8, 2)}
+    placed = spmd.place_whole(mesh, batch)
+    assert placed["image"].sharding.spec == P(("data", "fsdp"))
+    np.testing.assert_array_equal(spmd.fetch(placed)["image"], batch["image"])
+    with jax.transfer_guard("disallow"):
+        step, flags = spmd.place_everywhere(mesh, (np.int32(3), np.ones(2, bool)))
+    assert step.sharding.is_fully_replicated
+    assert (int(step), step.dtype, flags.tolist()) == (3, np.int32, [True, True])
+
+
 def test_data_takes_the_devices_that_the_other_axes_leave():
     mesh = spmd.make_mesh(spmd.MeshConfig(model=2, sequence=2))
     assert mesh.shape == {"data": 2, "fsdp": 1, "sequence": 2, "model": 2}

@@ -2,8 +2,8 @@
 
 Training: examples are shuffled anew each epoch by (seed, epoch) and dealt to steps in order,
 so batch `s` needs nothing but `s`: resuming needs only the step, and the order does not depend
-on how many processes read. The order is numpy's: a cached permutation an epoch, where grain's own
-shuffle takes up to milliseconds an example of a small split. Of splits too large for that the order
+on how many processes read, each its own rows of a batch. The order is numpy's: a cached permutation an epoch, where
+grain's own shuffle takes up to milliseconds an example of a small split. Of splits too large for that the order
 is grain's, which takes microseconds then, and no memory. grain reads ahead, in threads.
 Evaluation: in index order, the last batch padded and masked; of images too many for memory a batch at a time.
 """
@@ -266,20 +266,19 @@ def train_batches(
     seed: int,
     start: int,
     *,
-    process: int | None = None,
-    processes: int | None = None,
+    rows: np.ndarray | None = None,
     threads: int = 2,
 ) -> Iterator[Batch]:
-    """Training batches from step `start` on, for ever; this process's share of each.
+    """Training batches from step `start` on, for ever.
+
+    Args:
+      rows: the places in each batch of the examples to read: those of one process of several. None: all.
 
     Raises:
-      ValueError: a batch that the number of processes does not divide, or an empty split.
+      ValueError: an empty split.
     """
-    process = jax.process_index() if process is None else process
-    processes = jax.process_count() if processes is None else processes
-    if batch % processes:
-        raise ValueError(f"batch: {batch} is not divisible by {processes} processes")
-    split, share = source.load("train"), batch // processes
+    split = source.load("train")
+    rows = np.arange(batch) if rows is None else rows
     if not len(split):
         raise ValueError(f"data: the train split of {source!r} is empty")
 
@@ -287,14 +286,13 @@ def train_batches(
         return source.model_input(source.augment(split[i], _generator(seed, position)))
 
     def of_step(step: int) -> Batch:
-        first = step * batch + process * share
-        positions = np.arange(first, first + share)
+        positions = step * batch + rows
         indices = shuffled(len(split), seed, positions)
         if not source.augments:
             return source.model_input(split.take(indices))
-        rows = iter(zip(indices, positions.tolist(), strict=True))
-        first = {name: np.asarray(x) for name, x in prepared(*next(rows)).items()}
-        out = {name: np.empty((share, *x.shape), x.dtype) for name, x in first.items()}
+        examples = iter(zip(indices, positions.tolist(), strict=True))
+        first = {name: np.asarray(x) for name, x in prepared(*next(examples)).items()}
+        out = {name: np.empty((len(rows), *x.shape), x.dtype) for name, x in first.items()}
 
         def write(row: int, example: Batch) -> None:
             for name, x in example.items():
@@ -303,10 +301,10 @@ def train_batches(
         write(0, first)
         # Each row is written when it is made: a list of them would be a second batch in memory.
         each = in_threads if isinstance(split, Lazy) else map
-        list(each(lambda row, of: write(row, prepared(*of)), range(1, share), rows))
+        list(each(lambda row, of: write(row, prepared(*of)), range(1, len(rows)), examples))
         return out
 
-    size = share * sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in source.inputs.values())
+    size = len(rows) * sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in source.inputs.values())
     ahead = min(4 * max(threads, 1), max(_AHEAD // size, 2))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     return iter(grain.MapDataset.range(start, np.iinfo(np.int32).max).map(of_step).to_iter_dataset(options))

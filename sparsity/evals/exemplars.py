@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from sparsity import spmd
 from sparsity.config import ConfigError
 from sparsity.evals.receptive_fields import rephased
 from sparsity.evals.result import Measure, Result, Subject, mean_and_se
@@ -25,7 +26,7 @@ def exemplars(subject: Subject) -> Result:
     if not hasattr(subject.model, "encoder"):
         raise ConfigError(f"evals.names: {type(subject.model).__name__} has no units with a receptive field")
     shape = subject.source.inputs["image"].shape
-    kernel = np.asarray(subject.model.encoder(subject.params)[0], np.float64)
+    kernel = spmd.fetch(subject.model.encoder(subject.params)[0]).astype(np.float64)
     norms = np.linalg.norm(kernel, axis=0)
     fields = kernel.T.reshape(-1, *shape)
     null = rephased(fields, subject.seed)

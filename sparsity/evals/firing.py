@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparsity import spmd
 from sparsity.config import ConfigError
 from sparsity.data.pipeline import Batch, eval_batches
 from sparsity.evals.result import Measure, Result, Subject, mean_and_se
@@ -172,9 +173,9 @@ def _counted(subject: Subject, arrays: Batch, named: Batch, kinds: Mapping[str, 
         known = kinds[name][place] == tokens
         parts[f"kind of {name}"] = np.where(known, place, len(kinds[name])).astype(np.int32)
     total: dict[str, Counts] = {}
-    batch = subject.config.batch
+    batch, params = subject.config.batch, spmd.fetch(subject.params)
     for i, part in enumerate(eval_batches(parts, batch)):
-        for layer, one in jax.device_get(program(subject.params, part)).items():
+        for layer, one in jax.device_get(program(params, part)).items():
             one = one.replace(place_FxS=one.place_FxS + i * batch * one.length)
             total[layer] = _merged(total[layer], one) if layer in total else one
     return total

@@ -77,8 +77,8 @@ def generate(subject: Subject) -> Result:
     said: list[np.ndarray] = []
     with jax.set_mesh(mesh):
         for batch in _batches(rows, cfg.batch, spmd.batch_devices(mesh)):
-            batch = spmd.place_batch(mesh, batch)
-            said += list(np.asarray(say(params, batch["inputs"], batch["segments"], *drawn(batch), step)))
+            batch = spmd.place_whole(mesh, batch)
+            said += list(spmd.fetch(say(params, batch["inputs"], batch["segments"], *drawn(batch), step)))
     said = [_up_to(end, row) for row, _ in zip(said, rows, strict=False)]  # rows that filled the batch are left out
     found = [
         Generated(line, tuple(row.tolist()), text_of(row, source.vocabulary, spans))
@@ -94,7 +94,7 @@ def _as_read(subject: Subject) -> tuple[Any, Any]:
         return unstacked(model, subject.params)
     try:
         mode = mode_of(cfg.mode, model.mlp, model.d_model, cfg) if isinstance(model, DECODES) else DenseMask()
-        return prepared(model, jax.device_get(subject.params), mode)
+        return prepared(model, spmd.fetch(subject.params), mode)
     except ValueError as error:
         raise ConfigError(f"evals.mode: {error}") from error
 

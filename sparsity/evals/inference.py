@@ -133,7 +133,7 @@ def read(subject: Subject, mode: Inference) -> Read:
       ConfigError: the model does not decode, or its weights do not suit the mode.
     """
     try:
-        model, params = prepared(subject.model, jax.device_get(subject.params), mode)
+        model, params = prepared(subject.model, spmd.fetch(subject.params), mode)
     except ValueError as error:
         raise ConfigError(f"evals.names: {error}") from error
     module, inputs = model.build(subject.source.classes), subject.model.inputs

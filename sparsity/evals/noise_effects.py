@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from sparsity import spmd
 from sparsity.config import ConfigError
 from sparsity.evals.result import Measure, Result, Subject, mean_and_se
 from sparsity.theory.noise_loss import noise_loss
@@ -48,7 +49,7 @@ def noise_terms(subject: Subject) -> Result:
     if subject.model.task != "reconstruction" or not is_relu or type(subject.noise).__name__ != "Gaussian":
         raise ConfigError("evals.names: noise_terms are those of a ReLU autoencoder under Gaussian noise")
     kernel, bias, _ = _first_layer(subject)
-    out = {name: np.asarray(value, np.float64) for name, value in subject.params["hidden"]["wo"].items()}
+    out = {name: value.astype(np.float64) for name, value in spmd.fetch(subject.params["hidden"]["wo"]).items()}
     x = subject.clean.images[:TERMS_OF].reshape(TERMS_OF, -1).astype(np.float64)
     bias = np.broadcast_to(bias, kernel.shape[1])
     terms = noise_loss(kernel.T, bias, out["kernel"].T, out["bias"], x, sigma)
@@ -69,5 +70,5 @@ def _first_layer(subject: Subject):
     """Weights [inputs, F], biases [F] or [] and phi of the units that read the image. Raises ConfigError."""
     if not hasattr(subject.model, "encoder") or not subject.model.phi.elementwise:
         raise ConfigError("evals.names: there is no first layer of units that act one by one, which noise could reach")
-    kernel, bias = (np.asarray(x, np.float64) for x in subject.model.encoder(subject.params))
+    kernel, bias = (x.astype(np.float64) for x in spmd.fetch(subject.model.encoder(subject.params)))
     return kernel, bias, lambda z: subject.model.phi(z, np)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from sparsity import spmd
+from sparsity import distributed, spmd
 from sparsity.data.pipeline import Batch, Stream, eval_batches
 from sparsity.evals.result import Predictions
 from sparsity.evals.sparsity import by_layer, merge
@@ -37,6 +37,8 @@ def make_predict(
     `arrays` are stacked examples as the model reads them, or a stream of those that are too many for memory: then no
     more than two batches of them are held, and of `Predictions.arrays` what the module reads is missing.
 
+    Of several processes each has the examples and gets the predictions; each computes those of its devices.
+
     Padding in the last batch has weight 0: it counts neither in the statistics nor in n. With `least`, the collection
     `TAIL`, the statistics are `TailStats` in place of `SparsityStats`; `cut` cuts the tail off too.
 
@@ -57,7 +59,9 @@ def make_predict(
         outputs, stats = module.apply(variables, first, *rest, ctx, rngs={NOISE: inner}, mutable=[STATS])
         return outputs if keep_outputs else None, loss(outputs, part), stats.get(STATS, {})
 
-    forward = jax.jit(forward, static_argnames=("noisy", "tail"))
+    # Of several processes each has to see all of it.
+    shared = {"out_shardings": spmd.replicated(mesh)} if distributed.several() else {}
+    forward = jax.jit(forward, static_argnames=("noisy", "tail"), **shared)
 
     def predict(
         variables: Any, arrays: Batch | Stream, noisy: bool = False, step: int = 0, least: Any = None, cut: bool = False
@@ -70,8 +74,8 @@ def make_predict(
         outputs, losses, stats, kept = [], [], [], []
         with jax.set_mesh(mesh):
             for number, part in enumerate(eval_batches(arrays, batch)):
-                at = jax.device_put((np.int32(step), np.int32(number)), spmd.replicated(mesh))
-                out = jax.device_get(forward(variables, spmd.place_batch(mesh, part), *at, noisy=noisy, tail=tail))
+                at = spmd.place_everywhere(mesh, (np.int32(step), np.int32(number)))
+                out = jax.device_get(forward(variables, spmd.place_whole(mesh, part), *at, noisy=noisy, tail=tail))
                 real = part["weight"] > 0
                 outputs.append(None if out[0] is None else out[0][real])
                 losses.append(jax.tree.map(lambda x, real=real: x[real], out[1]))

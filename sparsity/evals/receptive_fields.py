@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparsity import spmd
 from sparsity.config import ConfigError
 from sparsity.evals.result import Measure, Result, Subject
 
@@ -425,7 +426,7 @@ def receptive_fields(subject: Subject) -> Result:
     if not hasattr(subject.model, "encoder"):
         raise ConfigError(f"evals.names: {type(subject.model).__name__} has no units with a receptive field")
     shape = subject.source.inputs["image"].shape
-    kernel, bias = (np.asarray(x, np.float64) for x in subject.model.encoder(subject.params))
+    kernel, bias = (x.astype(np.float64) for x in spmd.fetch(subject.model.encoder(subject.params)))
     fields = kernel.T.reshape(-1, *shape)
     fits = fit_fields(fields)
     results = {

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from sparsity import spmd
+from sparsity import distributed, spmd
 from sparsity.checkpoint import Checkpoints, to_stderr
 from sparsity.config import ConfigError
 from sparsity.data.imagenet import published_folders
@@ -38,8 +38,9 @@ class Engine:
         if config.batch % (ways * config.accumulate):
             shape = f"{ways} data x fsdp devices x {config.accumulate} microbatches"
             raise ConfigError(f"config.batch: {config.batch} is not divisible by {shape}")
-        if jax.process_count() > 1:
-            raise ConfigError(f"{jax.process_count()} processes: only one is supported as yet")
+        if devices is None and distributed.several() and self.mesh.size < jax.device_count():
+            text = f"takes {self.mesh.size} devices, and {jax.process_count()} processes have {jax.device_count()}"
+            raise ConfigError(f"config.mesh: {text}: all are needed, or some would have nothing to do")
         if config.evals.batch % ways:
             raise ConfigError(
                 f"config.evals.batch: {config.evals.batch} is not divisible by {ways} data x fsdp devices"

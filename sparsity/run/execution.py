@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 
 from sparsity import config as config_lib
+from sparsity import distributed, spmd
 from sparsity.checkpoint import Checkpoints
 from sparsity.data.pipeline import train_batches
 from sparsity.evals import EVALS
@@ -24,7 +26,7 @@ from sparsity.train.guard import Diverged
 from sparsity.train.loop import Hooks, train
 from sparsity.train.state import TrainState
 from sparsity.train.step import StepMetrics
-from sparsity.writer import MetricsWriter, Progress, read_metrics, write_json
+from sparsity.writer import MetricsWriter, NoMetrics, NoProgress, Progress, read_metrics, write_json
 
 # The evaluator that scores validations in training, by the model's task.
 VALIDATION = {"classification": "accuracy", "reconstruction": "reconstruction", "language": "language"}
@@ -45,25 +47,43 @@ def run(config: RunConfig, workdir: str | Path, progress: Progress | None = None
     The run that it starts from is run first, unless there is a checkpoint of its own: then it needs the other no more.
     A run that starts from one that diverged has diverged at step 0.
 
+    Several processes call it together, with a workdir that all of them see; the first one claims and writes it, and
+    alone has the measures of a run that had ended.
+
     Raises:
       WorkdirError: the workdir is unwritable, claimed, or belongs to another config.
       ConfigError: the config does not fit the devices.
       Preempted: a stop signal came; the state is saved and the same call resumes.
     """
-    progress = progress or Progress()
+    progress = (progress or Progress()) if distributed.first() else NoProgress()
     files = Workdir(workdir)
-    files.create()
-    if (ended := files.ended(config)) is not None:
-        return ended
-    with files.claim():
-        # Again: another process may have held the claim until now, and ended the run.
-        if (ended := files.ended(config)) is not None:
+    with contextlib.ExitStack() as claim:
+        if (ended := _ended(files, config, claim)) is not None:
             return ended
         engine = Engine(config)
-        write_json(files.config, config_lib.to_dict(config))
+        if distributed.first():
+            write_json(files.config, config_lib.to_dict(config))
         outcome = _train_and_evaluate(engine, files, progress)
-        files.write_outcome(outcome)
+        if distributed.first():
+            files.write_outcome(outcome)
     return outcome
+
+
+def _ended(files: Workdir, config: RunConfig, claim: contextlib.ExitStack) -> Outcome | None:
+    """How the run ended; None if there is something left to do: then the first process holds the claim."""
+    ended: Outcome | None = None
+
+    def look() -> tuple[str, int] | None:
+        nonlocal ended
+        files.create()
+        ended = files.ended(config)
+        if ended is None:
+            claim.enter_context(files.claim())
+            ended = files.ended(config)  # another process may have held the claim until now, and ended the run
+        return None if ended is None else (ended.status, ended.step)
+
+    found = distributed.agreed(look)
+    return ended if ended is not None or found is None else Outcome(*found, resumed=True)
 
 
 def start_of(files: Workdir, config: RunConfig) -> Workdir | None:
@@ -100,10 +120,11 @@ def _train_and_evaluate(engine: Engine, files: Workdir, progress: Progress) -> O
             raise WorkdirError(f"config.steps: {config.steps} is below the {start} steps that {files.path} has done")
         # Before a save is under way: data that are missing leave no checkpoint, and TFDS, which changes how modules are
         # imported while it is, breaks the save's thread, which imports too.
-        batches = train_batches(config.data, config.batch, config.seed, start)
+        rows = spmd.rows_of_process(engine.mesh, config.batch)
+        batches = train_batches(config.data, config.batch, config.seed, start, rows=rows)
         if fresh:
             checkpoints.save(0, state, meta)  # so that a last good checkpoint always exists
-        writer = MetricsWriter(files.metrics, start)
+        writer = MetricsWriter(files.metrics, start) if distributed.first() else NoMetrics()
         progress.start(config.name, start, config.steps)
         try:
             state = train(
@@ -128,7 +149,7 @@ def _train_and_evaluate(engine: Engine, files: Workdir, progress: Progress) -> O
     return Outcome("finished", config.steps, measures, result.arrays)
 
 
-def _hooks(engine, checkpoints: Checkpoints, meta, writer: MetricsWriter, progress: Progress) -> Hooks:
+def _hooks(engine, checkpoints: Checkpoints, meta, writer: MetricsWriter | NoMetrics, progress: Progress) -> Hooks:
     """Connects the loop to the files, the progress bar and the evaluators."""
 
     def on_step(step, metrics):

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from sparsity import config as config_lib
+from sparsity import distributed
 from sparsity.bench.measurement import LATENCY, LatencyConfig, latency_config, measure_latency
 from sparsity.config import ConfigError
 from sparsity.run import Engine, Outcome, RunConfig, Workdir, directory_name, run, run_config, start_of
@@ -247,6 +248,7 @@ def run_study(
     They are W/<study>/results.csv, figure.png, figure.svg, claims.json and report/index.html. A
     diverged run is a result like any other. A part of a study writes no results of the study;
     nor is anything written when what stands there was made from the same runs, findings and claims.
+    Several processes do each run together; the first one measures times, alone, and has the results.
     """
     workdir = Path(workdir)
     configs = part.of(expand(sweep, scale))
@@ -254,15 +256,21 @@ def run_study(
     clock = _Clock([Workdir(run_directory(workdir, c)).read_outcome() is None for c in configs])
     for i, config in enumerate(configs):
         files = Workdir(run_directory(workdir, config))
-        if len(configs) > 1 and clock.to_do[i]:
+        if len(configs) > 1 and clock.to_do[i] and distributed.first():
             progress.say(f"run {i + 1} of {len(configs)}: {config.name}{clock.left(i)}")
         do = measure_latency if isinstance(config, LatencyConfig) else run
+        if do is measure_latency and not distributed.first():
+            continue
         outcome = do(config, files.path, progress)
         clock.done(i)
+        if not distributed.first():
+            continue
         # Hundreds of runs are read in the study's own table; `launch.train` makes the page of one when asked.
         if not study.table and outcome.status == "finished" and not files.report.exists():
             report.write_run_report(files)
         records.append(Record(config, files, outcome))
+    if not distributed.first():
+        return Results("", None)
     rows = study.table(records) if study.table else []
     text = report.text_rows(rows) if rows else report.text_table({r.config.name: r.outcome for r in records})
     if not part.whole:

@@ -12,6 +12,9 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+
+from sparsity import distributed
 
 
 class Diverged(Exception):
@@ -155,12 +158,25 @@ class Preempted(Exception):
 class StopSignals:
     """Within `with`, the first SIGTERM or Ctrl-C only sets `requested`; a second Ctrl-C interrupts.
 
-    Outside the main thread, where Python forbids handlers, signals keep their usual meaning.
+    Outside the main thread, where Python forbids handlers, signals keep their usual meaning. Of several processes that
+    share a `mesh` all stop at the step at which the first of them knows of a signal: with every step they ask one
+    another. JAX's own point of preemption would cost no all-reduce, but it takes a second to notice, knows no Ctrl-C,
+    and takes SIGTERM for itself outside training too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, mesh: Mesh | None = None) -> None:
         self.requested = False
         self._previous: dict[int, object] = {}
+        self._anywhere = distributed.Anywhere(mesh) if distributed.several() else None
+
+    def ask(self) -> None:
+        """Begins to ask the other processes; before a step is dispatched, which the answer would else wait for."""
+        if self._anywhere is not None:
+            self._answer = self._anywhere.ask(self.requested)
+
+    def agreed(self) -> bool:
+        """Whether to stop: all processes say the same of the last `ask`."""
+        return self.requested if self._anywhere is None else bool(jax.device_get(self._answer))
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:

@@ -96,7 +96,7 @@ def train(
             raise Diverged(step)
 
     # Copies between host and device happen only where they are written: place_batch, device_get.
-    with StopSignals() as stop, jax.set_mesh(mesh), jax.transfer_guard("disallow"):
+    with StopSignals(mesh) as stop, jax.set_mesh(mesh), jax.transfer_guard("disallow"):
         for step in range(start, steps):
             if step % every.eval == 0:
                 settle()
@@ -104,10 +104,11 @@ def train(
                 window.interrupt()
             batch = spmd.place_batch(mesh, next(batches))
             recording = step % every.record == 0 or step == steps - 1
+            stop.ask()
             dispatched = (record_step if recording else plain_step)(state, batch)
             settle()
             state, pending = dispatched[0], (step, *dispatched[1:])
-            done, stopping = step + 1, stop.requested  # read once: what is raised below was saved here
+            done, stopping = step + 1, stop.agreed()  # read once: what is raised below was saved here
             if done % every.checkpoint == 0 or done == steps or stopping:
                 settle()
                 if not sound(state.params, (state.opt_state, state.model_state)):

@@ -94,7 +94,7 @@ def test_held_out_images_are_scaled_to_eight_sevenths_and_cropped(root):
 
 def test_training_batches_are_random_crops_that_every_order_of_threads_gives(root):
     source = folder_of(root, rand_augment=RandAugment(2, 9))
-    take = lambda start, n, **kw: list(islice(train_batches(source, 6, 0, start, process=0, processes=1, **kw), n))
+    take = lambda start, n, **kw: list(islice(train_batches(source, 6, 0, start, **kw), n))
     whole, resumed = take(0, 4, threads=0), take(2, 2, threads=3)
     for a, b in zip(whole[2:], resumed, strict=True):
         for name in ("image", "label"):
@@ -128,7 +128,7 @@ def test_a_crop_lies_within_the_image_and_is_mirrored_half_of_the_time():
 
 def test_without_changes_training_images_are_those_that_are_held_out(root):
     source = folder_of(root, crop="centre", flip=False)
-    batch = next(train_batches(source, N, 0, 0, process=0, processes=1))
+    batch = next(train_batches(source, N, 0, 0))
     expected = source.model_input(source.load("train").arrays())["image"]
     sort = lambda x: x.reshape(N, -1)[np.argsort(x[:, 0, 0, 0])]
     np.testing.assert_array_equal(sort(batch["image"]), sort(expected))
@@ -159,7 +159,7 @@ def test_noisy_labels_stand_in_front_of_images_that_are_not_in_memory(root):
     np.testing.assert_array_equal(split.take(np.array([3, 50]))["label"], labels[[3, 50]])
     np.testing.assert_array_equal(split.arrays()["image"], was["image"])
     assert (split[7]["label"], split[7]["image"].dtype, len(split), split.most) == (labels[7], np.uint8, N, 50_000)
-    batch = next(train_batches(noisy, N, 0, 0, process=0, processes=1))
+    batch = next(train_batches(noisy, N, 0, 0))
     assert sorted(batch["label"]) == sorted(labels)
     np.testing.assert_array_equal(noisy.load("validation").arrays()["label"], [0, 1, 2])
     in_memory = NoisyLabels.relabelled(noisy, was["label"], np.arange(N))
@@ -285,7 +285,7 @@ def test_imagenet_as_tfds_prepares_it(stored, looked_in):
     np.testing.assert_array_equal(parts["train"].labels[:4], found["train"]["label"][:4])
     assert source.class_names()[:2] == ("n01440764", "n01443537")
     assert parts["test"].stored.read(2)[2] == "example 2 of imagenet2012:5.*.* validation"
-    batch = next(train_batches(source, 8, 0, 0, process=0, processes=1))
+    batch = next(train_batches(source, 8, 0, 0))
     assert batch["image"].shape == (8, 8, 8, 3)
 
 
@@ -319,5 +319,5 @@ def test_a_broken_file_stops_training_with_its_name(root, tmp_path):
     (tmp_path / "val").symlink_to(root / "val")
     images.list_files.cache_clear()
     with pytest.raises(ConfigError, match=f"^data: {broken} cannot be decoded as an image"):
-        next(train_batches(folder_of(tmp_path), 3, 0, 0, process=0, processes=1))
+        next(train_batches(folder_of(tmp_path), 3, 0, 0))
     assert isinstance(folder_of(tmp_path).load("validation"), Encoded)

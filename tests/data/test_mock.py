@@ -82,7 +82,7 @@ def test_every_split_has_its_own_random_text():
 def test_mock_text_is_served_like_any_other_and_reads_back_from_its_json():
     mock = MockText(5, 300)
     assert build(MockText, to_dict(mock)) == mock == mock.mock()
-    batch = next(train_batches(mock, 8, 0, 0, process=0, processes=1))
+    batch = next(train_batches(mock, 8, 0, 0))
     for name, spec in mock.inputs.items():
         assert (batch[name].shape, batch[name].dtype) == ((8, *spec.shape), spec.dtype)
 

@@ -94,9 +94,9 @@ def test_a_small_region_gives_all_that_it_has():
 @pytest.mark.parametrize("start", [0, 37])
 def test_the_batches_are_a_function_of_seed_and_step(start):
     source = Photos(count=300, contrast="zero_mean")
-    whole = list(islice(train_batches(source, 16, 5, 0, process=0, processes=1), start + 3))[start:]
-    resumed = list(islice(train_batches(source, 16, 5, start, process=0, processes=1, threads=0), 3))
-    other = list(islice(train_batches(source, 16, 6, start, process=0, processes=1), 3))
+    whole = list(islice(train_batches(source, 16, 5, 0), start + 3))[start:]
+    resumed = list(islice(train_batches(source, 16, 5, start, threads=0), 3))
+    other = list(islice(train_batches(source, 16, 6, start), 3))
     for a, b, c in zip(whole, resumed, other, strict=True):
         assert a.keys() == {"image"}
         assert (a["image"].shape, a["image"].dtype) == ((16, 12, 12, 1), np.float32)
@@ -106,7 +106,7 @@ def test_the_batches_are_a_function_of_seed_and_step(start):
 
 def test_an_epoch_is_the_normalised_train_split():
     source = Photos(count=64, contrast="unit_variance")
-    batches = islice(train_batches(source, 16, 0, 0, process=0, processes=1), 4)
+    batches = islice(train_batches(source, 16, 0, 0), 4)
     got = np.concatenate([b["image"] for b in batches]).reshape(64, -1)
     expected = source.normalise(source.load("train").images).reshape(64, -1)
     # One patch at a time or many: sums of 144 float32 in another order.
@@ -226,4 +226,4 @@ def test_their_stand_in_has_no_labels_either():
     assert build(Mock, to_dict(mock)) == mock
     split = mock.load("train")
     assert split.labels is None
-    assert split[0].keys() == next(train_batches(mock, 8, 0, 0, process=0, processes=1)).keys() == {"image"}
+    assert split[0].keys() == next(train_batches(mock, 8, 0, 0)).keys() == {"image"}

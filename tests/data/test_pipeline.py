@@ -2,12 +2,18 @@ import dataclasses
 from itertools import islice
 from typing import ClassVar
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sparsity.data import pipeline
 from sparsity.data.digits import Digits
+from sparsity.data.masked_text import MaskedText
+from sparsity.data.mock import MockText
 from sparsity.data.pipeline import ImageSource, Split, eval_batches, shuffled, train_batches
+from sparsity.data.span_corruption import SpanCorruption
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +46,13 @@ def take(batches, steps):
 def assert_equal(got, expected):
     assert len(got) == len(expected)
     for a, b in zip(got, expected, strict=True):
-        assert a.keys() == b.keys() == {"image", "label"}
+        assert a.keys() == b.keys()
         for key in a:
             np.testing.assert_array_equal(a[key], b[key])
 
 
 def single(source, batch, seed, start, steps, threads=2):
-    return take(train_batches(source, batch, seed, start, process=0, processes=1, threads=threads), steps)
+    return take(train_batches(source, batch, seed, start, threads=threads), steps)
 
 
 @pytest.mark.parametrize("start", [1, 2, 3, 7, 10])
@@ -106,13 +112,65 @@ def test_batches_are_always_full():
     assert {b["image"].shape for b in single(Numbered(), 4, 0, 0, 12)} == {(4, 1, 1, 1)}
 
 
-@pytest.mark.parametrize("start", [0, 5])
-@pytest.mark.parametrize("processes", [1, 2, 4])
-def test_the_shares_of_all_processes_make_up_the_batch_of_one_in_order(processes, start):
-    expected = single(Numbered(), 8, 0, start, 6)
-    shares = [take(train_batches(Numbered(), 8, 0, start, process=p, processes=processes), 6) for p in range(processes)]
-    joined = [{key: np.concatenate([s[key] for s in step]) for key in step[0]} for step in zip(*shares, strict=True)]
-    assert_equal(joined, expected)
+def joined(source, batch, seed, start, steps, parts, threads=0):
+    """The batches of processes that read `parts` of the rows each, the rows put in their places."""
+    each = [take(train_batches(source, batch, seed, start, rows=rows, threads=threads), steps) for rows in parts]
+    places = np.argsort(np.concatenate(parts))
+    return [
+        {key: np.concatenate([one[key] for one in step])[places] for key in step[0]} for step in zip(*each, strict=True)
+    ]
+
+
+class Held:
+    """A source whose training split is loaded once."""
+
+    def __init__(self, source):
+        self.source, self.split = source, source.load("train")
+
+    def load(self, _):
+        return self.split
+
+    def __getattr__(self, name):
+        return getattr(self.source, name)
+
+
+@pytest.fixture(scope="module")
+def texts():
+    """Texts that are cut out whole, and those whose examples are drawn, with one array or five."""
+    return [Held(s) for s in (MockText(length=7, classes=9), MaskedText(length=40), SpanCorruption(length=40))]
+
+
+@hypothesis.settings(max_examples=30)
+@given(
+    kind=st.integers(0, 4),
+    n=st.integers(1, 21).map(lambda i: 2 * i - 1),
+    processes=st.sampled_from([1, 2, 4, 8]),
+    share=st.integers(1, 3),
+    start=st.integers(0, 50),
+    order=st.randoms(use_true_random=False),
+)
+def test_whatever_rows_each_process_reads_together_they_are_the_batch_of_one(
+    texts, kind, n, processes, share, start, order
+):
+    batch = processes * share
+    places = list(range(batch))
+    order.shuffle(places)  # meshes need not number devices by their processes
+    parts = [np.sort(places[i::processes]) for i in range(processes)]
+    source = (Numbered(n), Whole(n), *texts)[kind]
+    assert_equal(joined(source, batch, 3, start, 2, parts), single(source, batch, 3, start, 2, threads=0))
+
+
+@hypothesis.settings(max_examples=40)
+@given(n=st.integers(1, 300), processes=st.sampled_from([1, 2, 4, 8]), share=st.integers(1, 5), epoch=st.integers(0, 3))
+def test_the_union_over_processes_is_the_epoch_each_example_once(n, processes, share, epoch):
+    """Of any number of examples: an epoch need neither begin nor end with a batch."""
+    batch = processes * share
+    begin, end = epoch * n // batch, -(-(epoch + 1) * n // batch)
+    rows = [np.arange(p * share, (p + 1) * share) for p in range(processes)]
+    read = [shuffled(n, 5, step * batch + r) for step in range(begin, end) for r in rows]
+    positions = np.arange(begin * batch, end * batch)
+    of_epoch = np.concatenate(read)[positions // n == epoch]
+    np.testing.assert_array_equal(np.sort(of_epoch), np.arange(n))
 
 
 def test_each_visit_of_an_example_has_noise_of_its_own():
@@ -143,14 +201,9 @@ def test_an_epoch_of_the_digits_is_the_train_split():
     np.testing.assert_array_equal(images[np.lexsort(images.T)], expected[np.lexsort(expected.T)])
 
 
-def test_a_batch_that_the_processes_do_not_divide_is_refused():
-    with pytest.raises(ValueError, match=r"^batch: 9 is not divisible by 2 processes$"):
-        train_batches(Numbered(), 9, 0, 0, process=0, processes=2)
-
-
 def test_an_empty_train_split_is_refused():
     with pytest.raises(ValueError, match=r"^data: the train split of Numbered\(.*\) is empty$"):
-        train_batches(Numbered(n=0), 4, 0, 0, process=0, processes=1)
+        train_batches(Numbered(n=0), 4, 0, 0)
 
 
 def test_evaluation_takes_every_example_once_in_order_and_pads_the_last_batch():
@@ -211,9 +264,7 @@ def test_batches_that_are_cut_out_whole_are_those_made_example_by_example(batch)
 def test_whole_batches_resume_and_are_shared_among_processes_too():
     expected = single(Whole(), 8, 0, 0, 9)
     assert_equal(single(Whole(), 8, 0, 4, 5), expected[4:])
-    shares = [take(train_batches(Whole(), 8, 0, 0, process=p, processes=2), 9) for p in range(2)]
-    joined = [{key: np.concatenate([s[key] for s in step]) for key in step[0]} for step in zip(*shares, strict=True)]
-    assert_equal(joined, expected)
+    assert_equal(joined(Whole(), 8, 0, 0, 9, [np.arange(4), np.arange(4, 8)], threads=2), expected)
 
 
 @pytest.mark.parametrize("labels", [np.arange(7, dtype=np.int32), None], ids=["labels", "no labels"])

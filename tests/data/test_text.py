@@ -158,9 +158,9 @@ def test_wikitext_says_which_file_is_missing_or_too_short(tmp_path):
 @pytest.mark.parametrize("start", [0, 37])
 def test_the_batches_are_a_function_of_seed_and_step(start):
     source = Text(length=16, stride=999)
-    whole = list(islice(train_batches(source, 8, 5, 0, process=0, processes=1), start + 3))[start:]
-    resumed = list(islice(train_batches(source, 8, 5, start, process=0, processes=1, threads=0), 3))
-    other = list(islice(train_batches(source, 8, 6, start, process=0, processes=1), 3))
+    whole = list(islice(train_batches(source, 8, 5, 0), start + 3))[start:]
+    resumed = list(islice(train_batches(source, 8, 5, start, threads=0), 3))
+    other = list(islice(train_batches(source, 8, 6, start), 3))
     for a, b, c in zip(whole, resumed, other, strict=True):
         assert {name: (x.shape, x.dtype) for name, x in a.items()} == dict.fromkeys(
             ("tokens", "targets"), ((8, 16), np.int32)
@@ -174,7 +174,7 @@ def test_an_epoch_has_every_training_window_once():
     source = Text(length=64, stride=1500)  # long enough that no two are equal
     windows = source.load("train")
     n = len(windows) // 4
-    got = np.concatenate([b["tokens"] for b in islice(train_batches(source, 4, 0, 0, process=0, processes=1), n)])
+    got = np.concatenate([b["tokens"] for b in islice(train_batches(source, 4, 0, 0), n)])
     known = {row.tobytes() for row in windows.arrays()["tokens"]}
     assert len({row.tobytes() for row in got}) == 4 * n
     assert {row.tobytes() for row in got} <= known

@@ -129,7 +129,7 @@ class TestPrepared:
             cls().load("train").images[0] = 0
 
     def test_training_batches_are_the_normalised_images(self, cls):
-        batch = next(train_batches(cls(), 27, 0, 0, process=0, processes=1))
+        batch = next(train_batches(cls(), 27, 0, 0))
         split = cls().load("train")
         order = np.lexsort(batch["image"].reshape(27, -1).T)
         expected = cls().normalise(split.images)

@@ -117,6 +117,8 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(launch, trained, tmp_path):
         ("train", [quick, "--config.steps=ten", new], "steps"),
         ("train", [quick, f"--workdir={tmp_path / 'file' / 'w'}"], "cannot be written"),
         ("train", [quick, f"--workdir={workdir}"], "made with another config"),
+        ("train", [quick, new, "--processes=2", "--process=0"], "error: --coordinator: missing"),
+        ("train", [quick, new, "--heartbeat=0"], "--heartbeat: must be at least 1, got 0"),
         ("evaluate", [f"--workdir={tmp_path / 'new'}"], "holds no run"),
         ("evaluate", [f"--workdir={workdir}", "--evals=acuracy"], 'did you mean "accuracy"?'),
         ("evaluate", [f"--workdir={workdir}", "--set=spilt=test"], 'evals.spilt: unknown key; did you mean "split"?'),
