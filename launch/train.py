@@ -1,6 +1,7 @@
 """Trains and evaluates one run. Rerunning the same command resumes it, or says that it is finished.
 
-python -m launch.train --config=configs/quickstart.py:top_k [--config.seed=1 ...] --workdir=W [--smoke] [--dry_run]
+python -m launch.train --config=configs/quickstart.py:top_k [--config.seed=1 ...] --workdir=W [--smoke]
+python -m launch.train --config=configs/li2022/t5_top_k.py:paper/11b/128 --workdir=W --dry_run [--topology=v4:4x4x4]
 """
 
 from pathlib import Path
@@ -9,13 +10,18 @@ from absl import flags
 
 from launch import cli
 from sparsity import run as run_lib
+from sparsity.config import ConfigError
+from sparsity.run import topology
 from sparsity.studies import report, runner
 from sparsity.writer import Progress
 
 cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run; made if missing", required=True)
 _SMOKE = flags.DEFINE_bool("smoke", False, "2 steps of the config on noise, model and batch small: tests that it works")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "print parameters, FLOPs, memory and directory; run nothing")
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "print parameters, FLOPs, memory, what devices exchange, and the directory"
+)
+_TOPOLOGY = flags.DEFINE_string("topology", None, f"of --dry_run: compile the step for these devices: {topology.FORMS}")
 
 
 def train() -> int:
@@ -24,9 +30,13 @@ def train() -> int:
     if _SMOKE.value:
         config = run_lib.smoke(config)
         print(f"{config.name}: 2 steps on noise at reduced width; its figures say nothing about the network")
+    if _TOPOLOGY.value is not None and not _DRY_RUN.value:
+        raise ConfigError("--topology: it is of --dry_run; a run takes the devices that are there")
     if _DRY_RUN.value:
         workdir = Path(_WORKDIR.value)
-        print(runner.plan_of_run(config, workdir))
+        machine = run_lib.Machine.of(_TOPOLOGY.value)
+        print(runner.plan_of_run(config, workdir, machine.devices))
+        print(run_lib.plan_step(config, machine).text())
         print(f"directory: {workdir}; as a run of a study: {runner.run_directory(Path('W'), config)}")
         return cli.DONE
     outcome = run_lib.run(config, _WORKDIR.value, Progress())

@@ -12,7 +12,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.experimental.mesh_utils import create_device_mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sparsity import axes
 from sparsity.config import ConfigError
@@ -37,19 +38,26 @@ class MeshConfig:
             raise ValueError(f"data: must be at least 1, or -1 for all devices, got {self.data}")
 
 
-def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: list | int | None = None) -> Mesh | AbstractMesh:
     """The mesh (data, model) over `devices` (all by default); the only mesh constructor.
+
+    Where `devices` is only their number, the mesh is abstract: it gives shapes and shardings, and nothing runs on it.
+    A mesh axis may take a part of an axis of a TPU slice: 8 x 8 of 4 x 4 x 4 chips, say.
 
     Raises:
       ConfigError: more devices asked for than there are, or a remainder left over.
     """
     devices = jax.devices() if devices is None else devices
-    data = len(devices) // config.model if config.data == -1 else config.data
+    count = devices if isinstance(devices, int) else len(devices)
+    data = count // config.model if config.data == -1 else config.data
     needed = data * config.model
-    if needed == 0 or needed > len(devices) or (config.data == -1 and needed != len(devices)):
-        raise ConfigError(f"config.mesh: data {config.data} x model {config.model} does not fit {len(devices)} devices")
+    if needed == 0 or needed > count or (config.data == -1 and needed != count):
+        raise ConfigError(f"config.mesh: data {config.data} x model {config.model} does not fit {count} devices")
     shape = (data, config.model)
-    return jax.make_mesh(shape, axes.MESH_AXES, (AxisType.Auto,) * 2, devices=devices[:needed])
+    if isinstance(devices, int):
+        return AbstractMesh(shape, axes.MESH_AXES, (AxisType.Auto,) * 2)
+    placed = create_device_mesh(shape, devices[:needed], allow_split_physical_axes=True)
+    return Mesh(placed, axes.MESH_AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def param_specs(boxed: Any) -> Any:
