@@ -1,4 +1,4 @@
-"""Times a suite: ratios of interleaved arms in one process, every round in the JSON.
+"""Times a suite: ratios of interleaved arms in one process, every round in the JSON. The suite `scale` only counts.
 
 python -m launch.benchmark --suite=top_k --out=F.json
 """

@@ -1,7 +1,7 @@
 """Trains and evaluates one run. Rerunning the same command resumes it, or says that it is finished.
 
-python -m launch.train --config=configs/quickstart.py:top_k [--config.seed=1 ...] --workdir=W [--smoke] [--dry_run]
-    [--restarts=N]
+python -m launch.train --config=configs/quickstart.py:top_k [--config.seed=1 ...] --workdir=W [--smoke] [--restarts=N]
+python -m launch.train --config=configs/li2022/t5_top_k.py:paper/11b/128 --workdir=W --dry_run [--topology=v4:4x4x4]
 python -m launch.train ... --coordinator=HOST:PORT --processes=N --process=I  # in each of N processes; found on a TPU
     slice, under SLURM and Open MPI
 """
@@ -13,6 +13,8 @@ from absl import flags
 from launch import cli, supervisor
 from sparsity import distributed
 from sparsity import run as run_lib
+from sparsity.config import ConfigError
+from sparsity.run import topology
 from sparsity.studies import report, runner
 from sparsity.writer import Progress
 
@@ -20,7 +22,10 @@ cli.define_config()
 cli.define_processes()
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run; made if missing", required=True)
 _SMOKE = flags.DEFINE_bool("smoke", False, "2 steps of the config on noise, model and batch small: tests that it works")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "print parameters, FLOPs, memory and directory; run nothing")
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "print parameters, FLOPs, memory, what devices exchange, and the directory"
+)
+_TOPOLOGY = flags.DEFINE_string("topology", None, f"of --dry_run: compile the step for these devices: {topology.FORMS}")
 _RESTARTS = supervisor.define()
 
 
@@ -33,9 +38,13 @@ def train() -> int:
     if _SMOKE.value:
         config = run_lib.smoke(config)
         cli.say(f"{config.name}: 2 steps on noise at reduced width; its figures say nothing about the network")
+    if _TOPOLOGY.value is not None and not _DRY_RUN.value:
+        raise ConfigError("--topology: it is of --dry_run; a run takes the devices that are there")
     if _DRY_RUN.value:
         workdir = Path(_WORKDIR.value)
-        cli.say(runner.plan_of_run(config, workdir))
+        machine = run_lib.Machine.of(_TOPOLOGY.value)
+        cli.say(runner.plan_of_run(config, workdir, machine.devices))
+        cli.say(run_lib.plan_step(config, machine).text())
         cli.say(f"directory: {workdir}; as a run of a study: {runner.run_directory(Path('W'), config)}")
         return cli.DONE
     outcome = run_lib.run(config, _WORKDIR.value, Progress())

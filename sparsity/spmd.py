@@ -14,7 +14,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.experimental.mesh_utils import create_device_mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sparsity import axes
 from sparsity.config import ConfigError, later
@@ -50,25 +51,33 @@ class MeshConfig:
             raise ValueError(f"data: must be at least 1, or -1 for all devices, got {self.data}")
 
 
-def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: list | int | None = None) -> Mesh | AbstractMesh:
     """The mesh of `axes.MESH_AXES` over `devices` (all by default); the only mesh constructor.
+
+    Where `devices` is only their number, the mesh is abstract: it gives shapes and shardings, and nothing runs on it.
+    A mesh axis may take a part of an axis of a TPU slice: 8 x 8 of 4 x 4 x 4 chips, say.
 
     Raises:
       ConfigError: more devices asked for than there are, or a remainder left over.
     """
     devices = jax.devices() if devices is None else devices
+    count = devices if isinstance(devices, int) else len(devices)
     sizes = {name: getattr(config, name) for name in axes.MESH_AXES}
     others = math.prod(size for name, size in sizes.items() if name != "data")
-    shape = sizes | {"data": len(devices) // others if config.data == -1 else config.data}
-    needed = math.prod(shape.values())
-    if needed == 0 or needed > len(devices) or (config.data == -1 and needed != len(devices)):
+    sizes_given = sizes | {"data": count // others if config.data == -1 else config.data}
+    shape = tuple(sizes_given.values())
+    needed = math.prod(shape)
+    if needed == 0 or needed > count or (config.data == -1 and needed != count):
         asked = " x ".join(f"{name} {size}" for name, size in sizes.items())
-        raise ConfigError(f"config.mesh: {asked} does not fit {len(devices)} devices")
+        raise ConfigError(f"config.mesh: {asked} does not fit {count} devices")
     kinds = (AxisType.Auto,) * len(shape)
-    return jax.make_mesh(tuple(shape.values()), axes.MESH_AXES, kinds, devices=devices[:needed])
+    if isinstance(devices, int):
+        return AbstractMesh(shape, axes.MESH_AXES, kinds)
+    placed = create_device_mesh(shape, devices[:needed], allow_split_physical_axes=True)
+    return Mesh(placed, axes.MESH_AXES, axis_types=kinds)
 
 
-def batch_devices(mesh: Mesh) -> int:
+def batch_devices(mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts a batch is split."""
     return axes.parts(mesh, axes.spec(("batch",))[0])
 

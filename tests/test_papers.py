@@ -16,8 +16,7 @@ import pytest
 from launch.cli import load_study_config
 from sparsity import axes
 from sparsity.ops.sparsifiers import SPARSIFIERS
-from sparsity.run import Engine, run_config
-from sparsity.studies.runner import cost
+from sparsity.run import Engine, cost, run_config
 from tests.papers import paper_runs, setting
 
 # Table 2 of Price et al. has two rows above the bifurcation: they warn, and proceed.

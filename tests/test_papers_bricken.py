@@ -12,8 +12,8 @@ import pytest
 
 from launch.cli import load_study_config
 from sparsity.config import flatten, to_dict
+from sparsity.run import cost
 from sparsity.studies.bricken2023.runs import variant_sigma_seed
-from sparsity.studies.runner import cost
 from tests.papers import paper_runs
 
 OTHERS = (  # in tests/test_papers_dead.py, _pareto.py, _beyond.py and _networks.py

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from launch.cli import load_study_config
-from sparsity.studies.runner import cost
+from sparsity.run import cost
 from tests.papers import paper_runs, setting
 
 CODE = {  # of every run

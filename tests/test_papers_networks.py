@@ -11,9 +11,9 @@ import jax
 import pytest
 
 from launch.cli import load_study_config
+from sparsity.run import cost
 from sparsity.studies.bricken2023.alexnet import arm_of
 from sparsity.studies.bricken2023.transformer import place_of
-from sparsity.studies.runner import cost
 from tests.papers import paper_runs, setting
 
 EPOCH = 49  # steps of 1,024 images, of 50,000

@@ -4,7 +4,7 @@ Claim: L6 (T5's part: accuracy on training and on held-out text within a point o
 of networks narrower than T5-Base from d_ff / 48 on).
 Command: python -m launch.reproduce --study=li2022/t5_top_k --workdir=runs/li2022
 One run: python -m launch.train --config=configs/li2022/t5_top_k.py:base/16 --workdir=runs/one
-(`base/dense` without Top-k, `paper/large/64` at the paper's scale.)
+(`base/dense` without Top-k, `paper/large/64` at the paper's scale, `paper/11b/128` for a run that is not in the study.)
 Hardware: 2 CPU cores, 15 runs, 3 of them `t5_prevalence`'s; 25 minutes for the others, beside other work. At the
 paper's scale 21 runs of 100,000 steps on a TPU slice.
 Expected: paper: from k = 64 on T5's accuracy is that of the dense network; T5-3B loses .3% at 128.
@@ -19,6 +19,7 @@ from sparsity import recipes
 
 SIZES = {"embedded": ("base",), "paper": ("base", "large", "3b")}
 KS = {"embedded": (8, 16, 32, 128), "paper": (16, 32, 64, 128, 256, 512)}
+OTHERS = {"embedded": (), "paper": ("small", "11b")}  # no run of the study, only one by itself
 SEEDS = {"embedded": 3, "paper": 1}
 
 
@@ -26,7 +27,7 @@ def get_config(arg: str = "base/16") -> ConfigDict:
     """The first run of "[paper/]SIZE/K", or of "[paper/]SIZE/dense"."""
     scale, rest = ("paper", arg.removeprefix("paper/")) if arg.startswith("paper/") else ("embedded", arg)
     size, _, k = rest.partition("/")
-    if size not in SIZES[scale] or not (k.isdigit() or k == "dense"):
+    if size not in (*SIZES[scale], *OTHERS[scale]) or not (k.isdigit() or k == "dense"):
         raise ValueError(f'unknown run "{arg}"; valid: SIZE/K, SIZE/dense, each after paper/ or not')
     return _run(scale, size, None if k == "dense" else int(k), 0)
 

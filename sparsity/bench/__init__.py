@@ -1,8 +1,10 @@
 """The benchmark suites, by name: each yields its cases, small ones with `smoke`."""
 
 from sparsity.bench.decode import decode_cases
+from sparsity.bench.growth import growth_cases
 from sparsity.bench.protocol import Suite
 from sparsity.bench.saving import saving_cases
+from sparsity.bench.scale import scale_cases
 from sparsity.bench.seeds import seeds_cases
 from sparsity.bench.t5 import t5_cases
 from sparsity.bench.top_k import top_k_cases
@@ -15,4 +17,6 @@ SUITES: dict[str, Suite] = {
     "train": train_cases,
     "t5": t5_cases,
     "decode": decode_cases,
+    "growth": growth_cases,
+    "scale": scale_cases,
 }

@@ -49,7 +49,7 @@ class Bar:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """Arms to compare, and facts about what they compute.
+    """Arms to compare, and facts about what they compute; without arms nothing is timed, and the facts are all.
 
     Attributes:
       name: what is timed, with its shape.
@@ -167,8 +167,10 @@ def measure(case: Case, rounds: int = ROUNDS, stream_bytes: int = STREAM_BYTES, 
     """The record of one case: every round, its ratios and bars, and the machine's state around it.
 
     A case is `steady` if the STREAM read moved by at most 20%. What is not `sound` is measured again, as a whole, up to
-    so many `tries`; the last one is the record, and says how many were made.
+    so many `tries`; the last one is the record, and says how many were made. Without arms the record is the facts.
     """
+    if not case.arms:
+        return {"name": case.name, "rows": case.rows, "steady": True, "bars": [], "facts": dict(case.facts)}
     for attempt in range(1, tries + 1):
         record = _measured(case, rounds, stream_bytes) | {"tries": attempt}
         if sound(record):
@@ -223,7 +225,10 @@ def of_bound(bar: Bar, found: Ratio, moved: Mapping[str, float]) -> dict[str, fl
 
 
 def table(records: Iterable[Mapping[str, Any]]) -> str:
-    """The bars of `records` as a Markdown table: ratios of times, below 1 is faster."""
+    """The bars of `records` as a Markdown table: ratios of times, below 1 is faster. Facts, if there are no bars."""
+    records = list(records)
+    if not any(record["bars"] for record in records):
+        return _facts_table(records)
     names = ("case", "rows", "arm / base", "median", "95% interval", "bar", "aim", "bound", "")
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for record in records:
@@ -238,3 +243,16 @@ def table(records: Iterable[Mapping[str, Any]]) -> str:
                 f"| {bar['low']:.3f}–{bar['high']:.3f} | {goals} | {verdict} |"
             )
     return "\n".join(lines)
+
+
+def _facts_table(records: Iterable[Mapping[str, Any]]) -> str:
+    """The facts of records that are single numbers or words, as a Markdown table."""
+    rows = [
+        {"case": r["name"], "rows": r["rows"]}
+        | {key: value for key, value in r["facts"].items() if not isinstance(value, Mapping | list | tuple)}
+        for r in records
+    ]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cell = lambda value: f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(cell(row.get(name, '')) for name in names)} |" for row in rows)])

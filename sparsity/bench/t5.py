@@ -87,11 +87,11 @@ def _step_case(config: RunConfig) -> Case:
     engine, plain = Engine(config), Engine(_without_dropout(config))
     rows = config.data.load("train")
     batch = {name: np.stack([rows[i][name] for i in range(config.batch)]) for name in rows[0]}
-    step, products = _step(engine, batch)
+    step, products = step_and_products(engine, batch)
     arms = {
         "step": step,
         "products": _products_alone(products),
-        "step without dropout": _step(plain, batch)[0],
+        "step without dropout": step_and_products(plain, batch)[0],
         "optimizer": _update(engine),
     }
     # The profile: shares of a step that are not its products, and what of them dropout and the optimizer are.
@@ -119,7 +119,9 @@ def _without_dropout(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, model=dataclasses.replace(model, dropout=0.0, mlp=mlp))
 
 
-def _step(engine: Engine, batch: dict[str, np.ndarray]) -> tuple[Callable[[], Any], collections.Counter[Product]]:
+def step_and_products(
+    engine: Engine, batch: dict[str, np.ndarray]
+) -> tuple[Callable[[], Any], collections.Counter[Product]]:
     """A step, which trains on with every call, and its products."""
     with jax.set_mesh(engine.mesh):
         state, placed = engine.new_state()

@@ -28,10 +28,11 @@ from sparsity.train.step import Objective, gradients, make_train_step
 class Engine:
     """A config made executable: model, data, mesh, optimizer and their compiled functions.
 
-    `devices` are those of the mesh, by default all; described ones serve to compile ahead of time.
+    `devices` are those of the mesh, by default all; described ones serve to compile ahead of time, and their number
+    alone for shapes and shardings.
     """
 
-    def __init__(self, config: RunConfig, devices: list | None = None):
+    def __init__(self, config: RunConfig, devices: list | int | None = None):
         self.config = config
         self.mesh = spmd.make_mesh(config.mesh, devices)
         ways = spmd.batch_devices(self.mesh)
@@ -103,13 +104,16 @@ class Engine:
         """The state of a checkpoint (the latest by default) on this mesh."""
         return checkpoints.restore(self.abstract, step)
 
+    @property
+    def objective(self) -> Objective:
+        """What training minimises."""
+        config, loss = self.config, LOSSES[self.config.model.task]
+        return Objective(self.model, config.model, loss, config.seed, config.noise, config.penalty, config.z_loss)
+
     def step(self, placed: TrainState, record: bool):
         """The compiled training step, with or without recording."""
-        config = self.config
-        loss = LOSSES[config.model.task]
-        objective = Objective(self.model, config.model, loss, config.seed, config.noise, config.penalty, config.z_loss)
-        compute = gradients(objective, record, config.accumulate)
-        return make_train_step(compute, self.tx, self.schedule, self.mesh, placed, config.guard)
+        compute = gradients(self.objective, record, self.config.accumulate)
+        return make_train_step(compute, self.tx, self.schedule, self.mesh, placed, self.config.guard)
 
     @functools.cached_property
     def predict(self) -> Predict:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from sparsity import config as config_lib
 from sparsity import distributed
 from sparsity.bench.measurement import LATENCY, LatencyConfig, latency_config, measure_latency
 from sparsity.config import ConfigError
-from sparsity.run import Engine, Outcome, RunConfig, Workdir, directory_name, run, run_config, start_of
+from sparsity.run import Outcome, RunConfig, Workdir, cost, directory_name, run, run_config, start_of
 from sparsity.studies import draw, report
 from sparsity.studies.draw import Drawing, Runs, RunView
 from sparsity.studies.judge import Claim, Judgement, judge
@@ -154,41 +151,15 @@ def run_directory(workdir: Path, config: Config) -> Path:
     return workdir / "runs" / directory_name(config)
 
 
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """What a run takes.
+def plan(
+    configs: Sequence[Config],
+    workdir: Path,
+    directory: Callable[[Path, Any], Path] = run_directory,
+    devices: list | int | None = None,
+) -> str:
+    """One line a run, as text: its `run.Cost`, and how it ended in its directory, or that it is to do. Runs nothing.
 
-    Attributes:
-      parameters: numbers that training changes.
-      training_flops: three times the forward matrix products (Kaplan et al. 2020), times tokens and steps.
-      state_bytes: of parameters and optimizer state, counted once wherever they are placed.
-    """
-
-    parameters: int
-    training_flops: float
-    state_bytes: int
-
-
-def cost(config: RunConfig, devices: list | None = None) -> Cost:
-    """The cost of a run, from shapes alone: nothing is computed, no data are read.
-
-    Raises:
-      ConfigError: the config does not fit the devices (all of them by default).
-    """
-    state = Engine(config, devices).abstract
-    shape, classes = config.input_shape, config.data.classes
-    flops = 3 * config.model.flops(shape, classes) * config.model.tokens(shape) * config.batch * config.steps
-    return Cost(
-        sum(math.prod(p.shape) for p in jax.tree.leaves(state.params)),
-        flops,
-        sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state)),
-    )
-
-
-def plan(configs: Sequence[Config], workdir: Path, directory: Callable[[Path, Any], Path] = run_directory) -> str:
-    """One line a run, as text: its `Cost`, and how it ended in its directory, or that it is to do. Runs nothing.
-
-    Of measurements the cost is left out.
+    Of measurements the cost is left out. `devices` are those that an `Engine` takes.
 
     Raises:
       WorkdirError: a directory belongs to another config.
@@ -199,14 +170,14 @@ def plan(configs: Sequence[Config], workdir: Path, directory: Callable[[Path, An
         if isinstance(config, LatencyConfig):
             rows.append((config.name, "", "", "", "to do" if files.read_outcome() is None else "finished"))
             continue
-        one, ended = cost(config), files.ended(config)
+        one, ended = cost(config, devices), files.ended(config)
         status = "to do" if ended is None else ended.status
         size = f"{one.state_bytes / 2**20:,.1f} MiB"
         rows.append((config.name, f"{one.parameters:,}", f"{one.training_flops:.3g}", size, status))
     return report.aligned(rows)
 
 
-def plan_of_run(config: RunConfig, workdir: Path) -> str:
+def plan_of_run(config: RunConfig, workdir: Path, devices: list | int | None = None) -> str:
     """`plan` of one run in `workdir`, after the runs that it starts from, and where those stand. Runs nothing.
 
     Those behind a run that has ended are left out: nothing reads them any more.
@@ -218,7 +189,7 @@ def plan_of_run(config: RunConfig, workdir: Path) -> str:
     while configs[0].start is not None and Workdir(places[0]).read_outcome() is None:
         places.insert(0, start_of(Workdir(places[0]), configs[0]).path)
         configs.insert(0, configs[0].start)
-    text = plan(configs, workdir, lambda _, one: places[configs.index(one)])
+    text = plan(configs, workdir, lambda _, one: places[configs.index(one)], devices)
     return "\n".join([text, *(f"starts from: {place}" for place in places[-2::-1])])
 
 

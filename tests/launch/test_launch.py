@@ -119,6 +119,8 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(launch, trained, tmp_path):
         ("train", [quick, f"--workdir={workdir}"], "made with another config"),
         ("train", [quick, new, "--processes=2", "--process=0"], "error: --coordinator: missing"),
         ("train", [quick, new, "--heartbeat=0"], "--heartbeat: must be at least 1, got 0"),
+        ("train", [quick, "--topology=v5e:8x8", new], "--topology: it is of --dry_run"),
+        ("train", [quick, "--topology=v5:8x8", "--dry_run", new], 'unknown "v5:8x8"; valid: local, v4:XxYxZ'),
         ("evaluate", [f"--workdir={tmp_path / 'new'}"], "holds no run"),
         ("evaluate", [f"--workdir={workdir}", "--evals=acuracy"], 'did you mean "accuracy"?'),
         ("evaluate", [f"--workdir={workdir}", "--set=spilt=test"], 'evals.spilt: unknown key; did you mean "split"?'),
@@ -140,10 +142,14 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(launch, trained, tmp_path):
 def test_a_dry_run_prints_the_run_and_does_nothing(launch, tmp_path):
     code, out, err = launch("train", *TINY, f"--workdir={tmp_path / 'w'}", "--dry_run")
     assert code == cli.DONE, err
-    header, row, where = out.splitlines()
+    header, row, *planned, where = out.splitlines()
     assert header.split() == ["run", "parameters", "training", "FLOPs", "state", "status"]
     assert row.split()[0] == "vit_digits_top_64"
     assert row.endswith("to do")
+    assert planned[0] == "a training step of vit_digits_top_64; nothing has been run"
+    assert planned[2].split() == ["parameters", row.split()[1]]
+    assert planned[-2:] == ["exchanged       nothing", planned[-1]]  # one device
+    assert planned[-1].startswith("not compiled: --topology=local compiles for these devices")
     assert re.fullmatch(
         rf"directory: {tmp_path}/w; as a run of a study: W/runs/vit_digits_top_64-[0-9a-f]{{10}}", where
     )
