@@ -81,7 +81,7 @@ class Part:
         for key, equals, _ in pairs:
             if not equals:
                 raise ConfigError(f"--only: {key!r} is not key=value")
-        found = re.fullmatch(r"(\d+)/(\d+)", shard)
+        found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", shard)
         if not found or not int(found[1]) < int(found[2]):
             raise ConfigError(f"--shard: expected i/n with i from 0 to n - 1, got {shard!r}")
         return cls({key: value for key, _, value in pairs}, (int(found[1]), int(found[2])))
@@ -245,6 +245,8 @@ def run_study(
             progress.say(f"run {i + 1} of {len(configs)}: {config.name}{clock.left(i)}")
         do = measure_latency if isinstance(config, LatencyConfig) else run
         outcome = do(config, files.path, progress)
+        if outcome.resumed and isinstance(config, RunConfig):
+            files.check_records(outcome)  # before figures are drawn of them
         clock.done(i)
         # Hundreds of runs are read in the study's own table; `launch.train` makes the page of one when asked.
         if not study.table and outcome.status == "finished" and not files.report.exists():
@@ -309,7 +311,7 @@ def _manifest(
 def _standing(page: Path) -> str | None:
     """The manifest of the results on disk; None if there are none, or not all."""
     manifest = page.parents[1] / "study.json"
-    return manifest.read_text(encoding="utf-8") if manifest.exists() and page.exists() else None
+    return manifest.read_text(encoding="utf-8", errors="replace") if manifest.exists() and page.exists() else None
 
 
 def _write(
