@@ -13,6 +13,19 @@ import optax
 from sparsity.config import ConfigError, later, nearest, one_of
 
 
+def _check_at_least_0(settings: Any, *fields: str) -> None:
+    """Raises ValueError, naming the field, if one of `settings` is negative."""
+    for field in fields:
+        if getattr(settings, field) < 0:
+            raise ValueError(f"{field}: must be at least 0, got {getattr(settings, field)}")
+
+
+def _check_shares(settings: Any, *fields: str) -> None:
+    for field in fields:
+        if not 0 <= getattr(settings, field) < 1:
+            raise ValueError(f"{field}: must be in [0, 1), got {getattr(settings, field)}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Constant:
     """rate(t) = peak, after a linear warm-up from 0 over `warmup` steps."""
@@ -218,19 +231,6 @@ class OptimizerConfig:
         if self.unit_norm:
             parts.append(keep_unit_norm(self.unit_norm))  # last: it sees the parameters as they will be
         return parts[0] if len(parts) == 1 else optax.chain(*parts), schedule
-
-
-def _check_at_least_0(settings: Any, *fields: str) -> None:
-    """Raises ValueError, naming the field, if one of `settings` is negative."""
-    for field in fields:
-        if getattr(settings, field) < 0:
-            raise ValueError(f"{field}: must be at least 0, got {getattr(settings, field)}")
-
-
-def _check_shares(settings: Any, *fields: str) -> None:
-    for field in fields:
-        if not 0 <= getattr(settings, field) < 1:
-            raise ValueError(f"{field}: must be in [0, 1), got {getattr(settings, field)}")
 
 
 def scale_by_sparse_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
