@@ -48,6 +48,7 @@ def _there() -> int:
     files = run_lib.Workdir(_WORKDIR.value)
     if files.config.exists():
         raise ConfigError(f"workdir {files.path}: holds a run already; use another")
+    files.refuse_remains()
     found = open_checkpoint(_SOURCE.value, _MODEL.value, _PATH.value, _NEXT_SENTENCE.value)
     model = {"name": _MODEL.value, **config_lib.to_dict(found.model)}
     if _ACTIVATION.value is not None:
@@ -77,7 +78,11 @@ def _text(found: Opened, model: dict[str, Any]) -> run_lib.RunConfig:
     if _DATA.value or _SET.value:
         raise ConfigError(f"--data: a {_MODEL.value} reads text, see --text")
     recipe = recipes.t5_checkpoint if _MODEL.value == "t5" else recipes.text_checkpoint
-    config = run_lib.run_config(recipe(model, found.classes, _VOCABULARY.value, _TEXT.value))
+    try:
+        section = recipe(model, found.classes, _VOCABULARY.value, _TEXT.value)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    config = run_lib.run_config(section)
     config.data.vocabulary.encode("")  # a file that is missing is named now, not when the run is evaluated
     return config
 

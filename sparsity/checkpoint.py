@@ -203,6 +203,8 @@ class Checkpoints:
             seal = meta.pop(_SEAL, None)
             if _sealed(meta)[_SEAL] != seal:
                 raise _Damaged("not as they were saved: config and digests")
+            if not all(isinstance(entry, str) for entry in meta[_DIGESTS].values()):
+                raise _Damaged("its digests are none")
             return meta[_DIGESTS]
 
     def _read(self, step: int, item: str, args: Any) -> Any:

@@ -20,15 +20,28 @@ import os
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 _TABLE, _LATER = "table", "later"
+_LONGEST = 2000  # letters of a message
+_INTEGERS = 1 << 63
 _hints = functools.cache(typing.get_type_hints)  # by class; to read its annotations is most of building a config
 
 
 class ConfigError(ValueError):
-    """A user's mistake in a config: the message is one line, fit to be printed alone."""
+    r"""A user's mistake in a config: the message is one line, fit to be printed alone, whatever it quotes.
+
+    >>> print(ConfigError("no file \x1b[31mred\nor blue"))
+    no file \x1b[31mred\nor blue
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if len(text) > _LONGEST:
+            text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 4 :]}"
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def no_room(error: BaseException) -> bool:
@@ -42,15 +55,28 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     choices = sorted(map(str, choices))
     if not choices:
         return "; there are none"
-    close = difflib.get_close_matches(str(word), choices, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(_shown(word), choices, n=1, cutoff=0.6)
     return f'; did you mean "{close[0]}"?' if close else f"; valid: {', '.join(choices)}"
 
 
 def lookup(table: Mapping[str, T], name: str, what: str, error: type[Exception] = ConfigError) -> T:
     """`table[name]`; an unknown name raises `error` naming the nearest valid one."""
-    if name not in table:
-        raise error(f'unknown {what} "{name}"{nearest(name, table)}')
+    if not isinstance(name, str) or name not in table:
+        raise error(f'unknown {what} "{_shown(name)}"{nearest(name, table)}')
     return table[name]
+
+
+def _shown(value: Any) -> str:
+    """A value in a message, text without quotation marks."""
+    return value if isinstance(value, str) else _quoted(value)
+
+
+def _quoted(value: Any) -> str:
+    """A value in a message: its `repr`, if it has one: Python writes no integer of 5000 digits."""
+    try:
+        return repr(value)
+    except (ValueError, RecursionError):
+        return f"a huge {type(value).__name__}"
 
 
 def one_of(table: Mapping[str, type], default: Any = dataclasses.MISSING, *, later: bool = False) -> Any:
@@ -91,8 +117,35 @@ def parsed(text: str) -> Any:
     """
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # as its documentation has it
         return text
+
+
+def json_of(text: str | bytes, where: str) -> Any:
+    """The JSON value that a file's text is. Raises ConfigError that names `where`, if it is none or is nested too deep.
+
+    >>> json_of('{"a": 1}', "a.json")
+    {'a': 1}
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: is no JSON ({error})") from error
+
+
+def path_of(text: str | Path, where: str) -> Path:
+    """The user's path, a `~` expanded. Raises ConfigError that names `where`, if nothing can be called so.
+
+    >>> path_of("a/b.txt", "data.path").name
+    'b.txt'
+    """
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error  # a name too long; nobody's home
+        raise ConfigError(f"{where}: {str(text)[:80]} is no path ({reason})") from error
+    return path
 
 
 def build(cls: type[T], section: Mapping[str, Any], where: str = "config") -> T:
@@ -109,7 +162,7 @@ def build(cls: type[T], section: Mapping[str, Any], where: str = "config") -> T:
     if not isinstance(section, Mapping):
         section = dict(section.items()) if hasattr(section, "items") else section
     if not isinstance(section, Mapping):
-        raise ConfigError(f"{where}: expected a section, got {section!r}")
+        raise ConfigError(f"{where}: expected a section, got {_quoted(section)}")
     hints = _hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     for key in section:
@@ -142,7 +195,7 @@ def _value(hint: Any, value: Any, path: str, table: Mapping[str, type] | None) -
         return _tagged(table, value, path)
     if origin is typing.Literal:
         if not any(type(value) is type(a) and value == a for a in args):
-            raise ConfigError(f'{path}: unknown choice "{value}"{nearest(value, args)}')
+            raise ConfigError(f'{path}: unknown choice "{_shown(value)}"{nearest(value, args)}')
         return value
     if origin is tuple:
         return _tuple(args, value, path)
@@ -157,7 +210,7 @@ def _tagged(table: Mapping[str, type], value: Any, path: str) -> Any:
     section = dict(value.items())
     name = section.pop("name")
     if not isinstance(name, str):
-        raise ConfigError(f"{path}.name: expected str, got {name!r}")
+        raise ConfigError(f"{path}.name: expected str, got {_quoted(name)}")
     try:
         cls = lookup(table, name, "name")
     except ConfigError as error:
@@ -167,7 +220,7 @@ def _tagged(table: Mapping[str, type], value: Any, path: str) -> Any:
 
 def _tuple(args: tuple, value: Any, path: str) -> tuple:
     if not isinstance(value, (tuple, list)):
-        raise ConfigError(f"{path}: expected a tuple, got {value!r}")
+        raise ConfigError(f"{path}: expected a tuple, got {_quoted(value)}")
     hints = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
     if len(hints) != len(value):
         raise ConfigError(f"{path}: expected {len(hints)} values, got {len(value)}")
@@ -175,10 +228,12 @@ def _tuple(args: tuple, value: Any, path: str) -> tuple:
 
 
 def _scalar(hint: type, value: Any, path: str) -> Any:
+    if isinstance(value, int) and not -_INTEGERS <= value < _INTEGERS:
+        raise ConfigError(f"{path}: expected an integer of 64 bits, got one of {value.bit_length()}")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"{path}: expected {hint.__name__}, got {type(value).__name__} {value!r}")
+        raise ConfigError(f"{path}: expected {hint.__name__}, got {type(value).__name__} {_quoted(value)}")
     if hint is float and not math.isfinite(value):
         raise ConfigError(f"{path}: expected a finite number, got {value}")
     return value
@@ -208,7 +263,8 @@ def without_stale(cls: type, section: Mapping[str, Any], chosen: frozenset[str],
             continue
         value = dict(value.items())
         if table is not None:
-            inner = table.get(value.get("name"))
+            name = value.get("name")
+            inner = table.get(name) if isinstance(name, str) else None  # what else it may be, `build` refuses
             if inner is not None and f"{path}.name" in chosen:
                 known = {"name", *(f.name for f in dataclasses.fields(inner))}
                 value = {k: v for k, v in value.items() if k in known or f"{path}.{k}" in chosen}
@@ -254,6 +310,13 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Dotted key to (old, new) wherever two nested configs differ; absent reads as None."""
-    a, b = flatten(json.loads(json.dumps(old))), flatten(json.loads(json.dumps(new)))
+    """Dotted key to (old, new) wherever two nested configs differ; absent reads as None.
+
+    Raises:
+      ConfigError: one is nested without end, or nearly.
+    """
+    try:
+        a, b = flatten(json.loads(json.dumps(old))), flatten(json.loads(json.dumps(new)))
+    except RecursionError as error:
+        raise ConfigError("config: its sections are nested too deep") from error
     return {k: (a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)}

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from sparsity.config import ConfigError, no_room
+from sparsity.config import ConfigError, json_of, no_room
 
 
 class WriteError(ConfigError):
@@ -57,8 +57,12 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in `path`."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The JSON value in `path`. Raises ConfigError, in one line, if it cannot be read or is none."""
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    return json_of(text, str(path))
 
 
 class MetricsWriter:
@@ -66,6 +70,9 @@ class MetricsWriter:
 
     Every record has a `kind` and a `step`. Opening drops the records from step `start` on, so
     that after a resume each step stands there once; a line cut short by a kill goes too.
+
+    Raises:
+      ConfigError: the file is there and cannot be read.
     """
 
     def __init__(self, path: Path, start: int = 0):
@@ -97,16 +104,33 @@ class NoMetrics:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole records of a metrics file; none if it does not exist."""
-    if not path.exists():
-        return []
+    """All whole records of a metrics file; none if it does not exist. Raises ConfigError if it cannot be read."""
+    return [r for r in read_records(path) if isinstance(r.get("kind"), str) and type(r.get("step")) is int]
+
+
+def damaged_lines(path: Path) -> int:
+    """Lines of a metrics file that are no record, beside one that a kill has cut short at its end."""
+    return max(_read(path).count(b"\n") - len(read_metrics(path)), 0)
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file that are JSON objects; none if it does not exist. Raises ConfigError if it cannot be read."""
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in _read(path).split(b"\n"):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue  # the last line of a killed process
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue  # the last line of a killed process, or what a disk has made of another
+        if isinstance(record, dict):
+            records.append(record)
     return records
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 class Progress:

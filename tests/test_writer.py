@@ -7,7 +7,17 @@ import os
 import pytest
 
 from sparsity import writer
-from sparsity.writer import MetricsWriter, Progress, WriteError, read_json, read_metrics, write_json, write_text
+from sparsity.config import ConfigError
+from sparsity.writer import (
+    MetricsWriter,
+    Progress,
+    WriteError,
+    damaged_lines,
+    read_json,
+    read_metrics,
+    write_json,
+    write_text,
+)
 
 
 def test_json_is_read_back_as_written_nan_and_infinity_included(tmp_path):
@@ -117,6 +127,30 @@ def test_a_last_line_cut_by_a_kill_is_dropped_and_does_not_spoil_the_next(tmp_pa
     metrics.write("train", 1)
     metrics.close()
     assert [r["step"] for r in read_metrics(path)] == [0, 1]
+
+
+def test_lines_that_are_no_records_are_left_out_and_counted(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    good = [f'{{"kind": "train", "step": {step}}}' for step in range(3)]
+    bad = ["[]", "3", "null", '{"kind": "train"}', '{"kind": 3, "step": 1}', '{"kind": "train", "step": "1"}', "{"]
+    bad += ['{"kind": "train", "step": true}', "[" * 5000, "9" * 5000]
+    path.write_bytes("\n".join([good[0], *bad, good[1], "", good[2], '{"kin']).encode() + b"\xff")
+    assert [r["step"] for r in read_metrics(path)] == [0, 1, 2]
+    assert damaged_lines(path) == len(bad) + 1
+    MetricsWriter(path, start=2).close()
+    assert path.read_text() == f"{good[0]}\n{good[1]}\n"
+    assert damaged_lines(path) == damaged_lines(tmp_path / "none") == 0
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"\xff", b"[" * 100_000, b"9" * 5000, None])
+def test_what_is_no_json_is_refused_by_the_name_of_its_file(tmp_path, text):
+    path = tmp_path / "a.json"
+    if text is None:
+        path.mkdir()
+    else:
+        path.write_bytes(text)
+    with pytest.raises(ConfigError, match=rf"^{path}: (is no JSON|cannot be read) \("):
+        read_json(path)
 
 
 class Terminal(io.StringIO):

@@ -8,6 +8,7 @@ from typing import Any, get_args, get_type_hints
 
 from sparsity.config import ConfigError, lookup, parsed
 from sparsity.convert import hf, hf_text, npz, t5x, timm
+from sparsity.convert.described import check_sizes
 from sparsity.convert.tensors import Opened
 from sparsity.data import SOURCES as SOURCES_OF_DATA
 
@@ -45,14 +46,17 @@ def open_checkpoint(source: str, model: str, path: str | Path, next_sentence: bo
     """The checkpoint of the format `source` at `path`; with `next_sentence` a BERT with that head too.
 
     Raises:
-      ConfigError: it cannot be read, or is of no `model`, or `next_sentence` is asked of one that is no BERT.
+      ConfigError: it cannot be read, or is of no `model`, or of one that is larger than itself; or `next_sentence` is
+        asked of one that is no BERT.
     """
     _, openers = lookup(SOURCES, source, "--source")
     lookup(MODELS, model, "--model")
     opener = lookup(openers, model, f"--model of --source={source}")
     if next_sentence and model != "bert":
         raise ConfigError(f"--next_sentence: a {model} has no head for it, only a bert")
-    return opener(path, next_sentence=True) if next_sentence else opener(path)
+    found = opener(path, next_sentence=True) if next_sentence else opener(path)
+    check_sizes(found)
+    return found
 
 
 def images_of(found: Opened, name: str | None, settings: Mapping[str, str]) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from sparsity.config import ConfigError, lookup
-from sparsity.convert.tensors import MATRIX, Opened, Tensor, linear, norm, unload
+from sparsity.config import ConfigError, lookup, path_of
+from sparsity.convert.described import CONFIG, check_layers, model_of, read_section, value_of
+from sparsity.convert.tensors import MATRIX, Opened, Tensor, linear, norm, sizes_of, unload
 from sparsity.convert.vit import NEW_HEAD, cls_tensor, pixels_of, position_tensor, side_of, torch_patches, vit_settings
 from sparsity.layers.mlp import MLPConfig
 from sparsity.models.t5 import DECODER, ENCODER, T5Config
@@ -21,6 +22,7 @@ from sparsity.models.vit import ViTConfig
 from sparsity.ops.sparsifiers import Gelu, GeluTanh, Relu
 
 INDEX = "model.safetensors.index.json"
+DTYPES = ("F64", "F32", "F16", "BF16")  # of tensors that are read, as safetensors calls them
 # "feed_forward_proj" of a T5's config.json -> (gated, its activation); the file calls it gelu and means gelu_new.
 T5_MLPS = {"relu": (False, Relu), "gated-gelu": (True, GeluTanh)}
 # "hidden_act" of a ViT's config.json -> its activation; of two names of one, the last is written.
@@ -32,29 +34,30 @@ class HuggingFace:
     """The safetensors of a directory.
 
     Raises:
-      ConfigError: there are none, or one that the index names is missing.
+      ConfigError: there are none; one that the index names is missing or is not in the directory; one is cut short or
+        damaged; or two of them have the same tensor.
     """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path).expanduser()
+        self.path = path_of(path, "--path")
         try:
             import safetensors
         except ImportError as error:
             raise ConfigError("--source: safetensors need pip install -e '.[hf]'") from error
         index = self.path / INDEX
-        files = sorted(self.path.glob("*.safetensors"))
-        if index.is_file():
-            files = [self.path / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        files = _indexed(index) if index.is_file() else sorted(self.path.glob("*.safetensors"))
         if not files:
             raise ConfigError(f"--path: there are no .safetensors in {self.path}")
+        self._opened = contextlib.ExitStack()
+        self._file_of, first = {}, {}
         for file in files:
             if not file.is_file():
                 raise ConfigError(f"--path: {INDEX} names {file.name}, which is not in {self.path}")
-        self._opened = contextlib.ExitStack()
-        # Opened files are mapped into memory: what is not asked for is not read.
-        opened = [self._opened.enter_context(safetensors.safe_open(file, "numpy")) for file in files]
-        self._file_of, first = {}, {}
-        for file, found in zip(files, opened, strict=True):
+            try:
+                # Opened files are mapped into memory: what is not asked for is not read.
+                found = self._opened.enter_context(safetensors.safe_open(file, "numpy"))
+            except (safetensors.SafetensorError, OSError) as error:
+                raise ConfigError(f"--path: {file} is no whole file of safetensors ({error})") from error
             for name in found.keys():  # noqa: SIM118
                 if name in first:
                     raise ConfigError(f"--path: {name} is in {first[name]} and in {file.name}; leave one of them there")
@@ -62,30 +65,46 @@ class HuggingFace:
 
     @functools.cached_property
     def config(self) -> Mapping[str, Any]:
-        """Its config.json. Raises ConfigError if there is none."""
-        file = self.path / "config.json"
-        if not file.is_file():
-            raise ConfigError(f"--path: there is no config.json in {self.path}")
-        return json.loads(file.read_text())
+        """Its config.json. Raises ConfigError if there is none, or it is no object of JSON."""
+        return read_section(self.path / CONFIG)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Of all tensors, by name."""
         return {name: tuple(file.get_slice(name).get_shape()) for name, file in self._file_of.items()}
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        """A part of the tensor `name`."""
-        return self._file_of[name].get_slice(name)[index]
+        """A part of the tensor `name`. Raises ConfigError if it is not of floating-point numbers."""
+        tensor = self._file_of[name].get_slice(name)
+        if tensor.get_dtype() not in DTYPES:
+            raise ConfigError(f"--path: {name} is of {tensor.get_dtype()}, and not of {', '.join(DTYPES)}")
+        return tensor[index]
 
     def close(self) -> None:
         """Closes the files."""
         self._opened.close()
 
 
+def _indexed(index: Path) -> list[Path]:
+    """The files that an index names. Raises ConfigError if it names none, or one outside of its directory."""
+    tensors = value_of(read_section(index), "weight_map", dict, where=INDEX)
+    names = set()
+    for tensor, name in tensors.items():
+        # A checkpoint may come from anywhere: what it names outside of its directory is not opened.
+        if not isinstance(name, str) or Path(name).name != name or not name.isprintable() or len(name) > 200:
+            raise ConfigError(
+                f"--path: {INDEX} has {tensor} in {name!r:.80}, which is not the name of a file beside it"
+            )
+        names.add(name)
+    return [index.parent / name for name in sorted(names)]
+
+
 def open_t5(path: str | Path) -> Opened:
     """A T5 that `transformers` wrote. Raises ConfigError as `HuggingFace` and `t5_config` do."""
     reader = HuggingFace(path)
     model, classes = t5_config(reader.config)
-    head = "lm_head.weight" if "lm_head.weight" in reader.shapes() else "shared.weight"
+    shapes = reader.shapes()
+    check_layers(shapes, model.layers, model.depth(DECODER))
+    head = "lm_head.weight" if "lm_head.weight" in shapes else "shared.weight"
     return Opened(reader, model, classes, t5_tensors(model, head), t5_ignored(model.tied).fullmatch)
 
 
@@ -99,31 +118,34 @@ def t5_config(config: Mapping[str, Any]) -> tuple[T5Config, int]:
         raise ConfigError(f'--model: t5, but the checkpoint is a "{config.get("model_type")}"')
     if config["model_type"] == "umt5":
         raise ConfigError("--model: a umT5 has a table of distances in every layer, and this model one a stack")
-    gated, activation = lookup(T5_MLPS, config.get("feed_forward_proj", "relu"), "feed_forward_proj of config.json")
+    number, size, flag = (functools.partial(value_of, config, kind=kind) for kind in (float, int, bool))
+    kind = value_of(config, "feed_forward_proj", str, "relu")
+    gated, activation = lookup(T5_MLPS, kind, "feed_forward_proj of config.json")
     if config.get("layer_norm_epsilon", 1e-6) != 1e-6:
         raise ConfigError(f"config.json: layer_norm_epsilon {config['layer_norm_epsilon']} is not T5's 1e-6")
-    dropout = config.get("dropout_rate", 0.1)
-    mlp = MLPConfig(
-        d_ff=config["d_ff"],
-        sparsifier=activation(),
-        gated=gated,
-        use_bias=False,
-        dropout=dropout,
-        init="t5",
-        shared_dropout=True,
-    )
-    return T5Config(
-        mlp=mlp,
-        d_model=config["d_model"],
-        layers=config["num_layers"],
-        decoder_layers=config.get("num_decoder_layers"),
-        heads=config["num_heads"],
-        head_dim=config["d_kv"],
-        buckets=config.get("relative_attention_num_buckets", 32),
-        max_distance=config.get("relative_attention_max_distance", 128),
-        tied=config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True)),
-        dropout=dropout,
-    ), config["vocab_size"]
+    dropout = number("dropout_rate", default=0.1)
+    return model_of(
+        lambda: T5Config(
+            mlp=MLPConfig(
+                d_ff=size("d_ff"),
+                sparsifier=activation(),
+                gated=gated,
+                use_bias=False,
+                dropout=dropout,
+                init="t5",
+                shared_dropout=True,
+            ),
+            d_model=size("d_model"),
+            layers=size("num_layers"),
+            decoder_layers=size("num_decoder_layers", default=None),
+            heads=size("num_heads"),
+            head_dim=size("d_kv"),
+            buckets=size("relative_attention_num_buckets", default=32),
+            max_distance=size("relative_attention_max_distance", default=128),
+            tied=flag("scale_decoder_outputs", default=flag("tie_word_embeddings", default=True)),
+            dropout=dropout,
+        )
+    ), size("vocab_size")
 
 
 def t5_tensors(config: T5Config, head: str = "lm_head.weight") -> dict[str, Tensor]:
@@ -221,10 +243,13 @@ def _write(tensors: Iterable[tuple[str, np.ndarray]], described: Mapping[str, An
     """A directory of both. Raises ConfigError if it exists and is not empty."""
     from safetensors.numpy import save_file
 
-    path = Path(path).expanduser()
-    if path.exists() and any(path.iterdir()):
-        raise ConfigError(f"--path: {path} is not empty")
-    path.mkdir(parents=True, exist_ok=True)
+    path = path_of(path, "--path")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            raise ConfigError(f"--path: {path} is not empty")
+    except OSError as error:
+        raise ConfigError(f"--path: {path} cannot be written ({error.strerror})") from error
     save_file(dict(tensors), path / "model.safetensors", {"format": "pt"})
     (path / "config.json").write_text(json.dumps(described, indent=2) + "\n")
 
@@ -242,11 +267,12 @@ def open_vit(path: str | Path) -> Opened:
     prefix = "vit." if any(name.startswith("vit.") for name in shapes) else ""
     pooled = not prefix and "pooler.dense.weight" in shapes
     model, image = vit_config(reader.config, pooled)
+    check_layers(shapes, model.layers)
     head = "classifier.weight" in shapes
     file = reader.path / "preprocessor_config.json"
-    scale = pixels_of(json.loads(file.read_text()).get("image_mean", ())) if file.is_file() else None
-    tensors = vit_tensors(model, prefix, head, reader.config.get("qkv_bias", True))
-    classes = shapes["classifier.weight"][0] if head else None
+    scale = pixels_of(read_section(file).get("image_mean")) if file.is_file() else None
+    tensors = vit_tensors(model, prefix, head, value_of(reader.config, "qkv_bias", bool, True))
+    classes = sizes_of(shapes, "classifier.weight", 2)[0] if head else None
     return Opened(reader, model, classes, tensors, re.compile(VIT_IGNORED).fullmatch, image=image, pixels=scale)
 
 
@@ -258,26 +284,34 @@ def vit_config(config: Mapping[str, Any], pooled: bool) -> tuple[ViTConfig, tupl
     """
     if config.get("model_type") != "vit":
         raise ConfigError(f'--model: vit, but the checkpoint is a "{config.get("model_type")}"')
-    activation = lookup(VIT_ACTIVATIONS, config.get("hidden_act", "gelu"), "hidden_act of config.json")
+    number, size, word = (functools.partial(value_of, config, kind=kind) for kind in (float, int, str))
+    activation = lookup(VIT_ACTIVATIONS, word("hidden_act", default="gelu"), "hidden_act of config.json")
     if pooled and config.get("pooler_act", "tanh") != "tanh":
         raise ConfigError(f'config.json: pooler_act "{config["pooler_act"]}" is not the tanh of the model here')
-    rates = [config.get(name, 0.0) for name in ("hidden_dropout_prob", "attention_probs_dropout_prob")]
+    rates = [number(name, default=0.0) for name in ("hidden_dropout_prob", "attention_probs_dropout_prob")]
     if rates[0] != rates[1]:
         raise ConfigError(f"config.json: rates of dropout {rates[0]} and {rates[1]}, and the model here has one")
-    pair = lambda name, default: np.broadcast_to(config.get(name, default), 2).tolist()
-    d_model = config.get("hidden_size", 768)
+    d_model = size("hidden_size", default=768)
     model = vit_settings(
-        config.get("intermediate_size", 3072),
+        size("intermediate_size", default=3072),
         activation,
         d_model=d_model,
-        layers=config.get("num_hidden_layers", 12),
-        heads=config.get("num_attention_heads", 12),
-        patch=side_of("config.json", *pair("patch_size", 16)),
+        layers=size("num_hidden_layers", default=12),
+        heads=size("num_attention_heads", default=12),
+        patch=side_of("config.json", *_pair(config, "patch_size", 16)),
         dropout=rates[0],
-        representation=(config.get("pooler_output_size") or d_model) if pooled else None,
-        norm_epsilon=config.get("layer_norm_eps", 1e-12),
+        representation=size("pooler_output_size", default=d_model) if pooled else None,
+        norm_epsilon=number("layer_norm_eps", default=1e-12),
     )
-    return model, (*pair("image_size", 224), config.get("num_channels", 3))
+    return model, (*_pair(config, "image_size", 224), size("num_channels", default=3))
+
+
+def _pair(config: Mapping[str, Any], key: str, default: int) -> tuple[int, int]:
+    """Height and width, which a config.json has as one size or as two."""
+    sides = config.get(key)
+    sides = sides if isinstance(sides, list) and len(sides) == 2 else [sides, sides]
+    height, width = (value_of({key: side}, key, int, default) for side in sides)
+    return height, width
 
 
 def vit_tensors(config: ViTConfig, prefix: str = "vit.", head: bool = True, qkv_bias: bool = True) -> dict[str, Tensor]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sparsity.config import ConfigError, lookup
+from sparsity.convert.described import check_layers, model_of, value_of
 from sparsity.convert.hf import HuggingFace
 from sparsity.convert.tensors import MATRIX, Opened, Tensor, linear, norm
 from sparsity.layers.mlp import MLPConfig
@@ -31,6 +33,7 @@ def open_gpt2(path: str | Path) -> Opened:
     reader = HuggingFace(path)
     prefix = "transformer." if any(name.startswith("transformer.") for name in reader.shapes()) else ""
     model, classes = gpt2_config(reader.config)
+    check_layers(reader.shapes(), model.layers)
     # Buffers of masks, and the logits' matrix, which is the embedding.
     ignored = re.compile(rf"{re.escape(prefix)}h\.\d+\.attn\.(bias|masked_bias)|lm_head\.weight").fullmatch
     return Opened(reader, model, classes, gpt2_tensors(model, prefix), ignored)
@@ -45,18 +48,19 @@ def gpt2_config(config: Mapping[str, Any]) -> tuple[GPT2Config, int]:
     _of(config, "gpt2")
     expected = {"layer_norm_epsilon": 1e-5, "tie_word_embeddings": True}
     _expect(config, expected | {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False})
-    d_model = config["n_embd"]
-    mlp = _mlp(config.get("n_inner") or 4 * d_model, config.get("activation_function", "gelu_new"))
-    model = _settings(
-        GPT2Config,
-        mlp=mlp,
-        d_model=d_model,
-        layers=config["n_layer"],
-        heads=config["n_head"],
-        positions=config["n_positions"],
-        dropout=_rate(config, "resid_pdrop", "embd_pdrop", "attn_pdrop"),
+    size = functools.partial(value_of, config, kind=int)
+    d_model = size("n_embd")
+    model = model_of(
+        lambda: GPT2Config(
+            mlp=_mlp(size("n_inner", default=4 * d_model), value_of(config, "activation_function", str, "gelu_new")),
+            d_model=d_model,
+            layers=size("n_layer"),
+            heads=size("n_head"),
+            positions=size("n_positions"),
+            dropout=_rate(config, "resid_pdrop", "embd_pdrop", "attn_pdrop"),
+        )
     )
-    return model, config["vocab_size"]
+    return model, size("vocab_size")
 
 
 def gpt2_tensors(model: GPT2Config, prefix: str = "transformer.") -> dict[str, Tensor]:
@@ -87,7 +91,9 @@ def open_bert(path: str | Path, next_sentence: bool = False) -> Opened:
     reader = HuggingFace(path)
     model, classes = bert_config(reader.config)
     model = dataclasses.replace(model, next_sentence=next_sentence)
-    old = any(name.endswith(".gamma") for name in reader.shapes())
+    shapes = reader.shapes()
+    check_layers(shapes, model.layers)
+    old = any(name.endswith(".gamma") for name in shapes)
     ignored = r"bert\.pooler\.dense\.(weight|bias)|cls\.seq_relationship\.(weight|bias)"
     ignored += r"|cls\.predictions\.decoder\.(weight|bias)|bert\.embeddings\.position_ids"
     return Opened(reader, model, classes, bert_tensors(model, old), re.compile(ignored).fullmatch)
@@ -103,16 +109,18 @@ def bert_config(config: Mapping[str, Any]) -> tuple[BERTConfig, int]:
     expected = {"layer_norm_eps": 1e-12, "type_vocab_size": 2, "position_embedding_type": "absolute"}
     # The head has the MLPs' activation there, and GELU here.
     _expect(config, expected | {"hidden_act": "gelu", "is_decoder": False, "tie_word_embeddings": True})
-    model = _settings(
-        BERTConfig,
-        mlp=_mlp(config["intermediate_size"], "gelu"),
-        d_model=config["hidden_size"],
-        layers=config["num_hidden_layers"],
-        heads=config["num_attention_heads"],
-        positions=config["max_position_embeddings"],
-        dropout=_rate(config, "hidden_dropout_prob", "attention_probs_dropout_prob"),
+    size = functools.partial(value_of, config, kind=int)
+    model = model_of(
+        lambda: BERTConfig(
+            mlp=_mlp(size("intermediate_size"), "gelu"),
+            d_model=size("hidden_size"),
+            layers=size("num_hidden_layers"),
+            heads=size("num_attention_heads"),
+            positions=size("max_position_embeddings"),
+            dropout=_rate(config, "hidden_dropout_prob", "attention_probs_dropout_prob"),
+        )
     )
-    return model, config["vocab_size"]
+    return model, size("vocab_size")
 
 
 def bert_tensors(model: BERTConfig, old: bool = False) -> dict[str, Tensor]:
@@ -145,6 +153,7 @@ def open_llama(path: str | Path) -> Opened:
     """A Llama that `transformers` wrote. Raises ConfigError as `HuggingFace` and `llama_config` do."""
     reader = HuggingFace(path)
     model, classes = llama_config(reader.config)
+    check_layers(reader.shapes(), model.layers)
     ignored = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq" + (r"|lm_head\.weight" if model.tied else "")
     return Opened(reader, model, classes, llama_tensors(model), re.compile(ignored).fullmatch)
 
@@ -158,23 +167,26 @@ def llama_config(config: Mapping[str, Any]) -> tuple[LlamaConfig, int]:
     _of(config, "llama")
     _expect(config, {"attention_bias": False, "mlp_bias": False})
     # transformers 5 has all of it in one entry; before, the base stood apart.
-    rotations = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rotations = value_of(config, "rope_parameters", dict, value_of(config, "rope_scaling", dict, {}))
     kind = rotations.get("rope_type", rotations.get("type", "default"))
     if kind != "default":
         raise ConfigError(f'config.json: rotations of the kind "{kind}" are stretched, and those of the model here not')
-    model = _settings(
-        LlamaConfig,
-        mlp=_mlp(config["intermediate_size"], config.get("hidden_act", "silu"), gated=True, use_bias=False),
-        d_model=config["hidden_size"],
-        layers=config["num_hidden_layers"],
-        heads=config["num_attention_heads"],
-        kv_heads=config.get("num_key_value_heads"),
-        head_dim=config.get("head_dim"),
-        theta=float(rotations.get("rope_theta", config.get("rope_theta", 10_000.0))),
-        epsilon=config.get("rms_norm_eps", 1e-6),
-        tied=config.get("tie_word_embeddings", False),
+    number, size = (functools.partial(value_of, config, kind=kind) for kind in (float, int))
+    activation = value_of(config, "hidden_act", str, "silu")
+    model = model_of(
+        lambda: LlamaConfig(
+            mlp=_mlp(size("intermediate_size"), activation, gated=True, use_bias=False),
+            d_model=size("hidden_size"),
+            layers=size("num_hidden_layers"),
+            heads=size("num_attention_heads"),
+            kv_heads=size("num_key_value_heads", default=None),
+            head_dim=size("head_dim", default=None),
+            theta=value_of(rotations, "rope_theta", float, number("rope_theta", default=10_000.0)),
+            epsilon=number("rms_norm_eps", default=1e-6),
+            tied=value_of(config, "tie_word_embeddings", bool, False),
+        )
     )
-    return model, config["vocab_size"]
+    return model, size("vocab_size")
 
 
 def llama_tensors(model: LlamaConfig) -> dict[str, Tensor]:
@@ -213,15 +225,8 @@ def _mlp(d_ff: int, activation: str, **settings: Any) -> MLPConfig:
 
 def _rate(config: Mapping[str, Any], *names: str) -> float:
     """The one rate of dropout. Raises ConfigError if there are several."""
-    rates = {config.get(name, 0.1) for name in names}
+    rates = {value_of(config, name, float, 0.1) for name in names}
     if len(rates) > 1:
         listed = ", ".join(f"{name} {config.get(name, 0.1)}" for name in names)
         raise ConfigError(f"config.json: {listed} differ, and the model here has one rate of dropout")
     return rates.pop()
-
-
-def _settings(kind: type, **settings: Any) -> Any:
-    try:
-        return kind(**settings)
-    except ValueError as error:
-        raise ConfigError(f"config.json: {error}") from error

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 
-from sparsity.config import ConfigError
+from sparsity.config import ConfigError, path_of
 from sparsity.convert.tensors import Opened, Tensor, depth_of, sizes_of
 from sparsity.convert.vit import NEW_HEAD, cls_tensor, grid_of, position_tensor, refuse, side_of, vit_settings
+from sparsity.data.arrays import Archive
 from sparsity.models.vit import ViTConfig
 from sparsity.ops.sparsifiers import GeluTanh
 
@@ -33,22 +33,17 @@ class Npz:
     """The network in an .npz file; an optimizer's state is not looked at.
 
     Raises:
-      ConfigError: there is no such file, it has no network of these formats, or a tensor that is not of floating-point
+      ConfigError: as `Archive` does; or it has no network of these formats, or a tensor that is not of floating-point
         numbers.
     """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path).expanduser()
-        if not self.path.is_file():
-            raise ConfigError(f"--path: there is no file {self.path}")
-        try:
-            self._file = zipfile.ZipFile(self.path)
-            headers = {name.removesuffix(".npy"): self._header(name) for name in self._file.namelist()}
-        except (zipfile.BadZipFile, ValueError) as error:
-            raise ConfigError(f"--path: {self.path} is no .npz file") from error
+        self._archive = Archive(path_of(path, "--path"), "--path")
+        headers = self._archive.headers
         prefixes = [prefix for prefix in PREFIXES if prefix + FIRST in headers]
         if not prefixes:
-            raise ConfigError(f"--path: {self.path} has no {FIRST}: it is no ViT of vision_transformer or big_vision")
+            path = self._archive.path
+            raise ConfigError(f"--path: {path} has no {FIRST}: it is no ViT of vision_transformer or big_vision")
         self._prefix = prefixes[0]
         headers = {name: header for name, header in headers.items() if name.startswith(self._prefix)}
         for name, (_, dtype) in headers.items():
@@ -65,23 +60,8 @@ class Npz:
         """A part of the tensor `name`; the file holds it whole, and the last one read is kept."""
         if self._last[0] != name:
             self._last = ("", np.empty(0))  # before the next is read
-            with self._file.open(f"{self._prefix}{name}.npy") as file:
-                array = np.lib.format.read_array(file, allow_pickle=False)
-            self._last = (name, array.view(_known(array.dtype)))
+            self._last = (name, self._archive.read(f"{self._prefix}{name}"))
         return self._last[1][index]
-
-    def _header(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
-        """(shape, dtype) of an array. Raises ValueError if it is none."""
-        with self._file.open(name) as file:
-            version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = read(file)
-        return shape, _known(dtype)
-
-
-def _known(dtype: np.dtype) -> np.dtype:
-    """The type of numbers that numpy has no name for, and writes as two bytes each: bfloat16."""
-    return np.dtype(jnp.bfloat16) if dtype == np.dtype("V2") else dtype
 
 
 def open_vit(path: str | Path) -> Opened:

@@ -26,11 +26,11 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from sparsity.config import ConfigError, differences, one_of, to_dict
+from sparsity.config import ConfigError, build, differences, one_of, path_of, to_dict
 from sparsity.data.corpora import CORPORA, Shard
 from sparsity.data.prepared import CONTENTS, Contents, Counts, file_name
 from sparsity.data.vocabularies import VOCABULARIES, Bytes, Vocabulary
-from sparsity.writer import Progress, read_metrics, write_json
+from sparsity.writer import Progress, read_records, write_json
 
 JOURNAL = "journal.jsonl"
 
@@ -79,7 +79,7 @@ def prepare(preparation: Preparation, out: str | Path, workers: int = 1, progres
       ConfigError: something is at `out` already, a document cannot be read, there is no text for a row to train on, or
         `<out>.partial` is being written, or belongs to another preparation.
     """
-    out, progress = Path(out).expanduser(), progress or Progress()
+    out, progress = path_of(out, "--out"), progress or Progress()
     if out.exists():
         raise ConfigError(f"{out}: exists already, and nothing is overwritten")
     corpus, partial = preparation.corpus, out.with_name(f"{out.name}.partial")
@@ -144,7 +144,7 @@ def _resumed(journal: TextIO, plan: dict[str, Any], partial: Path) -> dict[str, 
         fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ConfigError(f"{partial}: is being written by another process") from None
-    records = read_metrics(partial / JOURNAL)
+    records = read_records(partial / JOURNAL)
     if not records:
         _append(journal, plan)
         return {}
@@ -154,7 +154,12 @@ def _resumed(journal: TextIO, plan: dict[str, Any], partial: Path) -> dict[str, 
         raise ConfigError(
             f"{partial}: belongs to another preparation (other {other}); delete it or choose another --out"
         )
-    return {r["key"]: Counts(r["documents"], r["tokens"], tuple(r["rows"])) for r in rest}
+    done = {}
+    for record in rest:
+        with contextlib.suppress(ConfigError):  # a shard whose line is damaged is done again
+            key = record.pop("key", None)
+            done[key] = build(Counts, record, JOURNAL)
+    return done
 
 
 def _append(journal: TextIO, record: dict[str, Any]) -> None:

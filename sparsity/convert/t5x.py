@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import tensorstore
 
-from sparsity.config import ConfigError
+from sparsity.config import ConfigError, path_of
 from sparsity.convert.tensors import MATRIX, Opened, Tensor, depth_of, sizes_of
+from sparsity.data.arrays import check_expansion
 from sparsity.layers.mlp import MLPConfig
 from sparsity.models.t5 import DECODER, ENCODER, T5Config
 from sparsity.ops.sparsifiers import GeluTanh, Relu
@@ -38,11 +40,11 @@ class T5X:
 
     Raises:
       ConfigError: there is no index, or it cannot be read; or a tensor is not there, is outside of the directory, or
-        is not of floating-point numbers.
+        is not of floating-point numbers; or they claim to be many times as large as the directory.
     """
 
     def __init__(self, path: str | Path):
-        path = Path(path).expanduser()
+        path = path_of(path, "--path")
         self.path = path / "state" if (path / "state" / INDEX).is_file() else path
         index = self.path / INDEX
         if not index.is_file():
@@ -51,10 +53,17 @@ class T5X:
         leaves = _leaves(index)
         opening = {name: self._open(name, leaf) for name, leaf in leaves.items()}  # all at once, then waited for
         self._stored = {name: self._opened(name, future) for name, future in opening.items()}
+        size = 0
         for name, stored in self._stored.items():
             dtype = getattr(stored.dtype, "numpy_dtype", stored.dtype)
             if not jnp.issubdtype(dtype, jnp.floating):
                 raise ConfigError(f"--path: {name} is of {dtype}, and not of a floating-point type")
+            size += math.prod(stored.shape) * dtype.itemsize
+            part = () if isinstance(stored, np.ndarray) else stored.chunk_layout.read_chunk.shape
+            if any(one > max(whole, 1) for one, whole in zip(part, stored.shape, strict=False)):
+                raise ConfigError(f"--path: {name} of shape {tuple(stored.shape)} has parts of {tuple(part)}")
+        on_disk = sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+        check_expansion(size, on_disk, "--path", self.path)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Of all tensors of the network, by name: "target/encoder/encoder_norm/scale"."""
@@ -67,7 +76,9 @@ class T5X:
             return stored[index]
         try:
             return stored[index].read().result()
-        except ValueError as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # tensorstore has no error of its own
             raise _unreadable(name, error) from error
 
     def _open(self, name: str, leaf: Any) -> Any:
@@ -78,10 +89,14 @@ class T5X:
         if where is None:
             raise ConfigError(f"--path: the index does not say where {name} is")
         # A checkpoint may come from anywhere: what it names outside of its directory is not opened.
-        place, root = (self.path / where).resolve(), self.path.resolve()
+        try:
+            place, root = (self.path / where).resolve(), self.path.resolve()
+            there = (place / ".zarray").is_file()
+        except (OSError, RuntimeError) as error:  # a name too long; links in a circle
+            raise ConfigError(f"--path: the index has {name} at {where[:80]}, which is no place ({error})") from error
         if root not in place.parents:
             raise ConfigError(f"--path: the index has {name} at {where}, which is not inside {self.path}")
-        if not (place / ".zarray").is_file():
+        if not there:
             raise ConfigError(f"--path: {name} is missing, there is no zarr array {where} in {self.path}")
         # Parts that are missing would be read as zeros.
         found = {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{place}/"}, "fill_missing_data_reads": False}
@@ -90,7 +105,7 @@ class T5X:
     def _opened(self, name: str, future: Any) -> np.ndarray | tensorstore.TensorStore:
         try:
             return future if isinstance(future, np.ndarray) else future.result()
-        except ValueError as error:
+        except Exception as error:  # tensorstore has no error of its own
             raise _unreadable(name, error) from error
 
 
@@ -126,8 +141,8 @@ def _where(leaf: Any) -> str | None:
     return where if isinstance(where, str) and where and where.isprintable() else None
 
 
-def _unreadable(name: str, error: ValueError) -> ConfigError:
-    return ConfigError(f"--path: {name} cannot be read: {str(error).splitlines()[0].split(' [tensorstore_spec')[0]}")
+def _unreadable(name: str, error: Exception) -> ConfigError:
+    return ConfigError(f"--path: {name} cannot be read: {str(error).partition(' [tensorstore_spec')[0]}")
 
 
 def open_t5(path: str | Path) -> Opened:

@@ -216,6 +216,9 @@ def load(tensors: Mapping[str, Tensor], abstract: Any, reader: Reader) -> Any:
       tensors: by the path of the parameter ("encoder/norm/scale").
       abstract: the parameters' shapes, dtypes and shardings.
       reader: the checkpoint.
+
+    Raises:
+      ConfigError: a tensor has numbers that are not finite, in the parameter's dtype; or there is no memory for it.
     """
     flat = flax.traverse_util.flatten_dict(abstract, sep="/")
     out = {}
@@ -243,15 +246,26 @@ def _part(tensor: Tensor, reader: Reader, index: tuple[slice, ...], leaf: Any) -
         inner[0], parts = slice(start, stop), out[None, rows:]
     for i, name in enumerate(tensor.names[layers]):
         part = tensor.read(reader, name, inner, leaf.shape)
-        parts[i] = part
+        with np.errstate(over="ignore"):  # what is too large becomes infinite
+            parts[i] = part
         del part  # before the next is read
+        _check_finite(parts[i], name)
     return out
+
+
+def _check_finite(numbers: np.ndarray, name: str) -> None:
+    # The extremes show it without memory for an answer of each number.
+    if numbers.size and not (np.isfinite(numbers.min()) and np.isfinite(numbers.max())):
+        raise ConfigError(f"checkpoint: {name} has numbers that are not finite in {numbers.dtype}: it is no network")
 
 
 def _aligned(shape: list[int], dtype: np.dtype) -> np.ndarray:
     """Memory that JAX on CPUs takes over as it is: it copies what does not start at a multiple of 64 bytes."""
     size = math.prod(shape) * dtype.itemsize
-    memory = np.empty(size + 64, np.uint8)
+    try:
+        memory = np.empty(size + 64, np.uint8)
+    except MemoryError as error:
+        raise ConfigError(f"checkpoint: there is no memory for {size:,} bytes of a parameter") from error
     start = -memory.ctypes.data % 64
     return memory[start : start + size].view(dtype).reshape(shape)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from sparsity import recipes
 from sparsity.config import ConfigError, lookup
+from sparsity.convert.described import value_of
 from sparsity.convert.hf import HuggingFace
 from sparsity.convert.tensors import MATRIX, WINDOW, Opened, Tensor, depth_of, linear, norm, sizes_of
 from sparsity.convert.vit import (
@@ -61,7 +62,7 @@ def open_vit(path: str | Path) -> Opened:
     reader = HuggingFace(path)
     shapes, described = reader.shapes(), _described(reader, VITS, VIT_HARMLESS)
     refuse(shapes, LACKING)
-    args, cls = described.get("model_args", {}), "cls_token" in shapes
+    args, cls = _args(described), "cls_token" in shapes
     pool, expected = args.get("global_pool", described.get("global_pool")), "token" if cls else "avg"
     if pool not in (None, expected):
         token = "with" if cls else "without"
@@ -72,17 +73,17 @@ def open_vit(path: str | Path) -> Opened:
     side, own = grid_of(sizes_of(shapes, "pos_embed", 3)[1], cls)
     model = vit_settings(
         d_ff,
-        lookup(ACTIVATIONS, args.get("act_layer") or "gelu", "model_args.act_layer of config.json"),
+        lookup(ACTIVATIONS, value_of(args, "act_layer", str, "gelu"), "model_args.act_layer of config.json"),
         d_model=d_model,
         layers=depth_of(shapes, "blocks.", "."),
-        heads=args.get("num_heads") or _heads(described, d_model),
+        heads=value_of(args, "num_heads", int, None) or _heads(described, d_model),
         patch=patch,
         pool="cls" if cls else "gap",
     )
     tensors = vit_tensors(model, "head.weight" in shapes, "blocks.0.attn.qkv.bias" in shapes, zeros=cls and not own)
     classes = sizes_of(shapes, "head.weight", 2)[0] if "head.weight" in shapes else None
     image = (side * patch, side * patch, channels)
-    mean = described.get("pretrained_cfg", {}).get("mean", ())
+    mean = value_of(described, "pretrained_cfg", dict, {}).get("mean")
     return Opened(reader, model, classes, tensors, lambda name: False, image=image, pixels=pixels_of(mean))
 
 
@@ -91,15 +92,19 @@ def _described(reader: HuggingFace, architectures: str, harmless: set[str]) -> M
     if not (reader.path / "config.json").is_file():
         return {}
     described = reader.config
-    architecture = described.get("architecture")
+    architecture = value_of(described, "architecture", str, None)
     if architecture is None:
         raise ConfigError("config.json: names no architecture of timm; --source=hf reads those of transformers")
     if not re.fullmatch(architectures, architecture):
         raise ConfigError(f"config.json: {architecture} may differ from the model here where no tensor shows it")
-    for name in described.get("model_args", {}):
+    for name in _args(described):
         if name not in harmless:
             raise ConfigError(f"config.json: model_args.{name} is none that is understood here")
     return described
+
+
+def _args(described: Mapping[str, Any]) -> Mapping[str, Any]:
+    return value_of(described, "model_args", dict, {})
 
 
 def _heads(described: Mapping[str, Any], d_model: int) -> int:
@@ -150,7 +155,7 @@ def open_resnet(path: str | Path) -> Opened:
       ConfigError: as `HuggingFace` does; or it is another kind of ResNet; or sizes cannot be a ResNet's.
     """
     reader = HuggingFace(path)
-    shapes, args = reader.shapes(), _described(reader, RESNETS, HARMLESS).get("model_args", {})
+    shapes, args = reader.shapes(), _args(_described(reader, RESNETS, HARMLESS))
     for name, only in (("act_layer", "relu"), ("global_pool", "avg")):
         if args.get(name, only) != only:
             raise ConfigError(f'config.json: model_args.{name} "{args[name]}" is not the {only} of the model here')

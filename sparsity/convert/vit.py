@@ -36,13 +36,14 @@ def grid_of(positions: int, cls: bool) -> tuple[int, bool]:
     raise ConfigError(f"checkpoint: {positions} positions are not those of a square of patches")
 
 
-def pixels_of(mean: Iterable[float]) -> str | None:
+def pixels_of(mean: Any) -> str | None:
     """What sources call pixels less that `mean`, channel by channel, over their deviation; None: nothing.
 
     >>> pixels_of([0.5, 0.5, 0.5]), pixels_of([0.485, 0.456, 0.406])
     ('signed', 'standardised')
     """
-    return {(0.5,) * 3: "signed", (0.485, 0.456, 0.406): "standardised"}.get(tuple(mean))
+    scales = {"signed": [0.5] * 3, "standardised": [0.485, 0.456, 0.406]}
+    return next((name for name, of in scales.items() if isinstance(mean, (list, tuple)) and list(mean) == of), None)
 
 
 def position_tensor(name: str, zeros: bool = False) -> Tensor:

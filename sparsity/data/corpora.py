@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sparsity.config import ConfigError, lookup
+from sparsity.config import ConfigError, lookup, path_of
 from sparsity.data.text import documentation, regions
 
 SPLITS = ("train", "validation", "test")
 _SHARDS = 256  # of a split, about, at most: prepared, each is a file, and a process may not hold many open
 _BYTES = 32 << 20  # of a shard, at least
+_LINE = 1 << 30  # bytes of a document: one that is longer is a compressed file gone wrong
 _HELD_OUT = {"train": range(98), "validation": (98,), "test": (99,)}  # CRC-32 of a document, modulo 100
 _OPEN = {".gz": gzip.open, ".bz2": bz2.open}
 
@@ -77,7 +78,7 @@ class TextFiles(Corpus):
     @property
     def splits(self) -> Sequence[str]:
         """The subdirectories there are; all, if there is none."""
-        path = Path(self.path).expanduser()
+        path = path_of(self.path, "data.corpus.path")
         return [name for name in SPLITS if (path / name).is_dir()] or SPLITS
 
     def shards(self, split: str) -> list[Shard]:
@@ -87,7 +88,7 @@ class TextFiles(Corpus):
           ConfigError: a split that does not exist, or a path without text; when read, a file that is no UTF-8.
         """
         lookup(dict.fromkeys(SPLITS), split, "split")
-        path = Path(self.path).expanduser()
+        path = path_of(self.path, "data.corpus.path")
         own = path / split
         where = own if any((path / name).is_dir() for name in SPLITS) else path
         files = [where] if where.is_file() else sorted(where.rglob("*.txt"))
@@ -100,6 +101,8 @@ def _text(file: Path, cut: str | None) -> list[str]:
     """The document that a file is, or the runs of a split that is cut out of it."""
     try:
         text = file.read_text("utf-8")
+    except OSError as error:
+        raise ConfigError(f"data.corpus.path: {file} cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"data.corpus.path: {file} is no UTF-8 text (byte {error.start})") from error
     return [text] if cut is None else _cut(text.encode(), cut)
@@ -162,7 +165,7 @@ class RecordFiles(Divided):
     @functools.cached_property
     def _files(self) -> dict[str, list[Path]]:
         """The files of each split, in the order of their names. Raises ConfigError if one has no split, or all none."""
-        path, found = Path(self.path).expanduser(), {}
+        path, found = path_of(self.path, "data.corpus.path"), {}
         files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if re.fullmatch(self.names, p.name))
         for file in files:
             name = file.name if file == path else str(file.relative_to(path))
@@ -203,12 +206,15 @@ class JSONLines(RecordFiles):
         number = 0
         try:
             with _OPEN.get(file.suffix, open)(file, "rb") as lines:
-                for line in lines:
+                for line in iter(lambda: lines.readline(_LINE), b""):
                     number += 1
+                    if len(line) == _LINE:
+                        raise ValueError(f"it has {_LINE} bytes, or more")
                     if line.strip():
                         yield _of_line(line, field)
-        except (OSError, EOFError, ValueError, zlib.error) as error:
-            where = "" if isinstance(error, ValueError) else "after "  # a compressed file that is damaged, or cut short
+        except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
+            # Else a compressed file is damaged, or cut short.
+            where = "" if isinstance(error, (ValueError, RecursionError)) else "after "
             raise ConfigError(f"{file}: {where}line {number}: {error}") from error
 
 
@@ -263,7 +269,7 @@ class TFDS(Divided):
     def _builder(self):
         import tensorflow_datasets as tfds  # half a second to import: only where it is used
 
-        path = Path(self.path).expanduser()
+        path = path_of(self.path, "data.corpus.path")
         if not (path / "dataset_info.json").is_file():
             raise ConfigError(f"{path}: holds no dataset of TFDS (no dataset_info.json)")
         builder = tfds.builder_from_directory(path)
@@ -288,7 +294,7 @@ class TFDS(Divided):
         info = self._builder.info.splits[stored]
         ends = list(itertools.accumulate(info.shard_lengths))
         sizes = [int(info.num_bytes) * n // max(info.num_examples, 1) for n in info.shard_lengths]
-        read = functools.partial(_tfds, Path(self.path).expanduser(), self.field)
+        read = functools.partial(_tfds, path_of(self.path, "data.corpus.path"), self.field)
         read = functools.partial(_of_split, read, split if self._held_out else None)
         pieces = (f"{stored}[{ends[part[0]] - info.shard_lengths[part[0]]}:{ends[part[-1]]}]" for part in _parts(sizes))
         return [Shard(f"{self._builder.info.full_name} {piece}", functools.partial(read, piece)) for piece in pieces]

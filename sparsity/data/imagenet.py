@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from PIL import Image
 
-from sparsity.config import ConfigError, lookup
+from sparsity.config import ConfigError, lookup, path_of
 from sparsity.data.augment import RandAugment, inception_box
 from sparsity.data.corruptions import CORRUPTIONS, SEVERITIES
 from sparsity.data.images import Encoded, Files, Records, Stored, central, class_folders, list_files, to_unit
@@ -150,11 +150,11 @@ class ImageFolder(PhotographSource):
 
     def class_names(self) -> tuple[str, ...]:
         """The sorted names of the folders in path/train. Raises ConfigError if they are not `classes`."""
-        return _counted(Path(self.path).expanduser() / "train", self.classes)
+        return _counted(path_of(self.path, "data.path") / "train", self.classes)
 
     def stored(self, split: str) -> Files:
         """See `PhotographSource`."""
-        root = Path(self.path).expanduser()
+        root = path_of(self.path, "data.path")
         train, validation = self.class_names(), _validation(root)
         if split == "test":
             if not (root / "test").is_dir():
@@ -185,7 +185,7 @@ class ImageNet2012(PhotographSource):
     def class_names(self) -> tuple[str, ...]:
         """WordNet's numbers of the classes, n01440764 first. Raises ConfigError if the data are not there."""
         if self.path is not None:
-            return _counted(Path(self.path).expanduser() / "train", self.classes)
+            return _counted(path_of(self.path, "data.path") / "train", self.classes)
         return _tfds_names(self.dataset, self.classes)
 
     def stored(self, split: str) -> Stored:
@@ -195,7 +195,7 @@ class ImageNet2012(PhotographSource):
                 return _records(self.dataset, "validation", 0, 1)
             kept = 1 - self.held_out
             return _records(self.dataset, "train", *((0, kept) if split == "train" else (kept, 1)))
-        root, names = Path(self.path).expanduser(), self.class_names()
+        root, names = path_of(self.path, "data.path"), self.class_names()
         if split == "test":
             validation = _validation(root)
             if validation is None:
@@ -232,7 +232,7 @@ class ImageNet21k(PhotographSource):
     def class_names(self) -> tuple[str, ...]:
         """WordNet's numbers of the classes. Raises ConfigError if the data are not there."""
         if self.path is not None:
-            return _counted(Path(self.path).expanduser(), self.classes)
+            return _counted(path_of(self.path, "data.path"), self.classes)
         return _tfds_names(self.dataset, self.classes)
 
     def stored(self, split: str) -> Stored:
@@ -240,7 +240,7 @@ class ImageNet21k(PhotographSource):
         names, h = self.class_names(), self.held_out
         if self.path is not None:
             low, high = {"validation": (0, h), "test": (h, 2 * h), "train": (2 * h, 1)}[split]
-            return _part(Path(self.path).expanduser(), names, low, high)
+            return _part(path_of(self.path, "data.path"), names, low, high)
         there = prepared(self.dataset).info.splits
         low, high = {"train": (0, 1 - 2 * h), "validation": (1 - 2 * h, 1 - h), "test": (1 - h, 1)}[split]
         return _records(self.dataset, "train" if "train" in there else "full", low, high)
@@ -252,7 +252,7 @@ def published_folders(root: str) -> dict[tuple[str, int], Path]:
     Raises:
       ConfigError: one is not there.
     """
-    path = Path(root).expanduser()
+    path = path_of(root, "evals.imagenet_c")
     found = {(name, s): path / f"{name}_noise" / str(s) for name in CORRUPTIONS for s in SEVERITIES}
     for folder in found.values():
         if not folder.is_dir():

@@ -6,7 +6,9 @@ import dataclasses
 import functools
 import hashlib
 import io
+import math
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +20,12 @@ from sparsity.config import ConfigError
 from sparsity.data.pipeline import Batch, Lazy, in_threads
 
 ENDINGS = (".jpg", ".jpeg", ".png")  # of image files, in capitals too
+# What they may hold. ImageNet has some under other names; pillow also knows formats that it starts programs for.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")
+
+
+# Pillow warns of an image of many pixels, and refuses those of twice as many: here `decode` refuses both.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class Stored(Protocol):
@@ -162,16 +170,21 @@ def decode(data: bytes, name: str) -> Image.Image:
     """The RGB image of a file: grey, palette and CMYK ones converted, what is transparent as opaque as the rest.
 
     Raises:
-      ConfigError: it cannot be decoded, in one line with its name.
+      ConfigError: it cannot be decoded, or has no pixels, or more than pillow's MAX_IMAGE_PIXELS; in one line with its
+        name.
     """
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if not 0 < math.prod(image.size) <= Image.MAX_IMAGE_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels")
         if image.mode == "P":  # its transparency may be a colour's, which RGB has no place for
             image = image.convert("RGBA")
         elif image.mode == "I" or image.mode.startswith("I;16"):  # of 16 bits: pillow would clip, not scale
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # pillow's decoders raise anything
         unknown = isinstance(error, UnidentifiedImageError) or not str(error)
         reason = "its format is unknown" if unknown else str(error).splitlines()[0]
         raise ConfigError(f"data: {name} cannot be decoded as an image ({reason})") from error
@@ -238,4 +251,9 @@ class Encoded(Lazy):
 
     def _example(self, i: int, pixels: Callable[[Image.Image], np.ndarray]) -> Batch:
         data, label, name = self.stored.read(i)
-        return {"image": pixels(decode(data, name)), "label": np.int32(label)}
+        image = decode(data, name)
+        short, long = sorted(image.size)
+        if self.shorter**2 * long > Image.MAX_IMAGE_PIXELS * short:
+            shape = f"{image.width} x {image.height} pixels"
+            raise ConfigError(f"data: {name} of {shape} is too long to be scaled to a shorter side of {self.shorter}")
+        return {"image": pixels(image), "label": np.int32(label)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from pathlib import Path
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -13,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sparsity.config import ConfigError, later, lookup, one_of
+from sparsity.config import ConfigError, later, lookup, one_of, path_of
+from sparsity.data.arrays import Archive
 from sparsity.data.digits import Digits
 from sparsity.data.mock import Mock
 from sparsity.data.pipeline import ImageSource, Split, eval_batches, train_batches
@@ -63,6 +63,9 @@ class Latents(ImageSource):
         for field in ("steps", "batch"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}: must be at least 1, got {getattr(self, field)}")
+        for field in ("learning_rate", "seed"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"{field}: must be at least 0, got {getattr(self, field)}")
         if self.count is not None and self.count < 1:
             raise ValueError(f"count: must be at least 1 or None, got {self.count}")
         _ = self.network
@@ -115,19 +118,27 @@ def _latents(source: Latents) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def _read(source: Latents) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    path = Path(source.file)
-    if not path.is_file():
-        raise ConfigError(f"data.file: no file {path}")
-    with np.load(path) as stored:
-        for name in (*SPLITS, *(f"{split}_label" for split in SPLITS)):
-            if name not in stored:
-                raise ConfigError(f'data.file: {path} has no array "{name}"')
-        found = {s: (stored[s].astype(np.float32), stored[f"{s}_label"].astype(np.int32)) for s in SPLITS}
-    for split, (vectors, labels) in found.items():
-        if vectors.shape != (len(labels), source.hidden):
+    stored = Archive(path_of(source.file, "data.file"), "data.file")
+    for name in (*SPLITS, *(f"{split}_label" for split in SPLITS)):
+        if name not in stored.headers:
+            raise ConfigError(f'data.file: {stored.path} has no array "{name}"')
+    found = {}
+    for split in SPLITS:
+        (shape, kind), (of, labels) = stored.headers[split], stored.headers[f"{split}_label"]
+        if len(of) != 1 or not of[0]:
+            raise ConfigError(f'data.file: "{split}_label" of {stored.path} is {list(of)}, expected [n]')
+        if shape != (*of, source.hidden):
             raise ConfigError(
-                f'data.file: "{split}" of {path} is {list(vectors.shape)}, expected [{len(labels)}, {source.hidden}]'
+                f'data.file: "{split}" of {stored.path} is {list(shape)}, expected {[*of, source.hidden]}'
             )
+        if not (np.issubdtype(kind, np.floating) and np.issubdtype(labels, np.integer)):
+            raise ConfigError(f'data.file: "{split}" of {stored.path} is of {kind}, and its labels of {labels}')
+        vectors, label = stored.read(split).astype(np.float32), stored.read(f"{split}_label")
+        if not np.isfinite(vectors).all() or not vectors.any():
+            raise ConfigError(f'data.file: "{split}" of {stored.path} has numbers that are not finite, or none but 0')
+        if label.min() < 0 or label.max() >= source.classes:
+            raise ConfigError(f'data.file: labels of "{split}" of {stored.path} are not in 0..{source.classes - 1}')
+        found[split] = vectors, label.astype(np.int32)
     return found
 
 

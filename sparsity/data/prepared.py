@@ -8,17 +8,17 @@ of a file's rows stay there once it has been read from, 14 to 20 bytes a row (ar
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from sparsity.config import ConfigError, build, lookup
+from sparsity.config import ConfigError, build, json_of, lookup, nearest, path_of
 from sparsity.data.corpora import SPLITS
 from sparsity.data.span_corruption import CorruptedText, Rows
 
 CONTENTS = "prepared.json"
+DTYPES = ("<u2", "<u4")  # of tokens, as numpy writes them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,10 @@ class Counts:
     documents: int
     tokens: int
     rows: tuple[int, ...]
+
+    def __post_init__(self):
+        if min(self.documents, self.tokens, *self.rows) < 0:
+            raise ValueError("rows: there are no fewer than 0 documents, tokens or rows")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +60,12 @@ class Contents:
     validation: Counts | None = None
     test: Counts | None = None
 
+    def __post_init__(self):
+        if self.row < 1:
+            raise ValueError(f"row: must be at least 1, got {self.row}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f'dtype: unknown "{self.dtype}"{nearest(self.dtype, DTYPES)}')
+
     @property
     def splits(self) -> dict[str, Counts]:
         """Those that exist, by name."""
@@ -75,8 +85,8 @@ def read_contents(path: Path) -> Contents:
             f"data.path: {path} holds no prepared text (no {CONTENTS}); python -m launch.prepare makes it"
         )
     try:
-        return build(Contents, json.loads(file.read_text()), CONTENTS)
-    except ValueError as error:
+        return build(Contents, json_of(file.read_bytes(), CONTENTS), CONTENTS)
+    except (ConfigError, OSError) as error:
         raise ConfigError(f"data.path: {file} cannot be read: {error}") from error
 
 
@@ -106,7 +116,7 @@ class PreparedText(CorruptedText):
             vocabulary or another length.
         """
         lookup(dict.fromkeys(SPLITS), split, "split")
-        path = Path(self.path).expanduser()
+        path = path_of(self.path, "data.path")
         contents = read_contents(path)
         if contents.vocabulary != self.vocabulary.identity:
             asked = f"{self.vocabulary.identity} is asked for (data.vocabulary)"
@@ -117,11 +127,14 @@ class PreparedText(CorruptedText):
         if split not in contents.splits:
             raise ConfigError(f"data.path: {path} has no {split} split, only {', '.join(contents.splits)}")
         rows = contents.splits[split].rows
+        if not any(rows):
+            raise ConfigError(f"data.path: the {split} split of {path} has no rows")
         files = {path / file_name(split, i, len(rows)): n for i, n in enumerate(rows)}
         for file in files:
             if not file.is_file():
                 raise ConfigError(f"data.path: {file} is missing")
-        return Rows(self, StoredRows(files, contents.dtype), SPLITS.index(split), split == "train", self.evaluated)
+        stored = StoredRows(files, contents.dtype, contents.row, self.vocabulary.classes)
+        return Rows(self, stored, SPLITS.index(split), split == "train", self.evaluated)
 
 
 class StoredRows(Sequence):
@@ -130,17 +143,41 @@ class StoredRows(Sequence):
     Args:
       files: rows of each file, in order.
       dtype: of their tokens.
+      row: tokens of each.
+      classes: tokens are in 0..classes - 1.
     """
 
-    def __init__(self, files: dict[Path, int], dtype: str):
+    def __init__(self, files: dict[Path, int], dtype: str, row: int, classes: int):
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         # With their numbers of rows, files are opened when they are read first.
         self._records = ArrayRecordDataSource([f"{file}[0:{rows}]" for file, rows in files.items() if rows])
-        self._dtype = np.dtype(dtype)
+        self._files, self._dtype, self._row, self._classes = files, np.dtype(dtype), row, classes
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, i: int) -> tuple[np.ndarray]:
-        return (np.frombuffer(self._records[int(i)], self._dtype).astype(np.int32),)
+        """Raises ConfigError, naming the file, if the row cannot be read or is not of such tokens."""
+        try:
+            record = self._records[int(i)]
+        except IndexError:
+            raise
+        except Exception as error:  # the library raises nothing narrower
+            raise ConfigError(f"data.path: {self._place(i)} cannot be read: {error}") from error
+        if len(record) != self._row * self._dtype.itemsize:
+            raise ConfigError(
+                f"data.path: {self._place(i)} has {len(record)} bytes, and {self._row} tokens {self._dtype} are needed"
+            )
+        tokens = np.frombuffer(record, self._dtype)
+        if tokens.max() >= self._classes:  # beyond the embedding JAX reads its last row without a word
+            raise ConfigError(f"data.path: {self._place(i)} has token {tokens.max()}, of 0..{self._classes - 1}")
+        return (tokens.astype(np.int32),)
+
+    def _place(self, i: int) -> str:
+        """What the i-th row is called."""
+        for file, rows in self._files.items():
+            if i < rows:
+                return f"row {i} of {file}"
+            i -= rows
+        return f"row {i} after the last"

@@ -15,6 +15,8 @@ from sparsity.data.corpora import CORPORA, SPLITS, PythonDocs
 from sparsity.data.pipeline import Batch
 from sparsity.data.vocabularies import EOS, PAD, VOCABULARIES, Bytes, Vocabulary
 
+_LONGEST = 1 << 31  # tokens of a text
+
 
 @dataclasses.dataclass(frozen=True)
 class Corruption:
@@ -69,9 +71,14 @@ class Corruption:
         """
         if self.lengths(2)[0] > inputs:
             raise ValueError(f"inputs: at least {self.lengths(2)[0]} are needed, got {inputs}")
-        length = 2
-        while self.lengths(length + 1)[0] <= inputs:
-            length += 1
+        length, beyond = 2, 4
+        while self.lengths(beyond)[0] <= inputs:  # a longer text never makes fewer inputs
+            length, beyond = beyond, 2 * beyond
+            if beyond > _LONGEST:
+                raise ValueError(f"length: {inputs} inputs are those of a text of more than {_LONGEST} tokens")
+        while beyond - length > 1:
+            middle = (length + beyond) // 2
+            length, beyond = (middle, beyond) if self.lengths(middle)[0] <= inputs else (length, middle)
         return length
 
     def mask(self, length: int, rng: np.random.Generator) -> np.ndarray:
@@ -329,6 +336,12 @@ class MockSpans(Spans):
     corruption: Corruption = Corruption()
 
     augments: ClassVar[bool] = False
+
+    def __post_init__(self):
+        for field in ("length", "classes"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}: must be at least 1, got {getattr(self, field)}")
+        _ = self.text_length
 
     def load(self, split: str) -> MockRows:
         """The named split, always the same. Raises ConfigError if there is no such split."""

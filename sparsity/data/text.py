@@ -11,12 +11,11 @@ import functools
 import hashlib
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
 
-from sparsity.config import ConfigError, lookup
+from sparsity.config import ConfigError, lookup, path_of
 from sparsity.data.mock import MockText
 from sparsity.data.pipeline import TextSource, Windows
 from sparsity.data.vocabularies import PlainBytes, Vocabulary
@@ -113,7 +112,7 @@ class WikiText(ByteSource):
         """
         endings = {"train": "train", "validation": "valid", "test": "test"}
         name = f"wiki.{lookup(endings, split, 'split')}.{self.variant}"
-        directory = Path(self.path).expanduser()
+        directory = path_of(self.path, "data.path")
         needed = [f"wiki.{ending}.{self.variant}" for ending in endings.values()]
         missing = [file for file in needed if not (directory / file).is_file()]
         if missing:

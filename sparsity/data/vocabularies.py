@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from pathlib import Path
 from typing import ClassVar, Protocol
 
 import numpy as np
 
-from sparsity.config import ConfigError
+from sparsity.config import ConfigError, path_of
 
 PAD, EOS = 0, 1
 ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>")  # of a text, in GPT-2, in Llama 3, and in Llama 1 and 2
@@ -116,8 +115,12 @@ class SentencePiece:
     classes: int = 32_128
 
     def __post_init__(self):
+        if self.extra < 0:
+            raise ValueError(f"extra: must be at least 0, got {self.extra}")
+        if self.classes < 1:
+            raise ValueError(f"classes: must be at least 1, got {self.classes}")
         # Without its file a run can still be described, and smoked.
-        if Path(self.path).expanduser().is_file() and self.sentinel >= self.classes:
+        if path_of(self.path, "data.vocabulary.path").is_file() and self.sentinel >= self.classes:
             raise ValueError(f"classes: {self.classes} are too few for {self.sentinel + 1} pieces and sentinels")
 
     @property
@@ -191,8 +194,10 @@ class TokenizerFile:
     classes: int
 
     def __post_init__(self):
+        if self.classes < 1:
+            raise ValueError(f"classes: must be at least 1, got {self.classes}")
         # Without its file a run can still be described, and smoked.
-        if Path(self.path).expanduser().is_file() and self._tokenizer.get_vocab_size() > self.classes:
+        if path_of(self.path, "data.vocabulary.path").is_file() and self._tokenizer.get_vocab_size() > self.classes:
             raise ValueError(f"classes: {self.classes} are too few for {self._tokenizer.get_vocab_size()} tokens")
 
     @property
@@ -261,7 +266,7 @@ class TokenizerFile:
 
 def _contents(path: str) -> bytes:
     """Of the user's file. Raises ConfigError if there is none."""
-    file = Path(path).expanduser()
+    file = path_of(path, "data.vocabulary.path")
     if not file.is_file():
         raise ConfigError(f"data.vocabulary.path: there is no file {path}; nothing is downloaded")
     return file.read_bytes()

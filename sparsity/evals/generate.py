@@ -6,14 +6,13 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from sparsity import spmd
-from sparsity.config import ConfigError
+from sparsity.config import ConfigError, path_of
 from sparsity.data.vocabularies import EOS, Vocabulary
 from sparsity.decode.generate import make_generate, make_sample
 from sparsity.decode.sampling import Sampling
@@ -22,7 +21,7 @@ from sparsity.evals.inference import mode_of
 from sparsity.evals.result import Measure, Result, Subject, mean_and_se
 from sparsity.layers.inference import DenseMask
 
-_SENTINEL = re.compile(r"<extra_id_(\d+)>")  # as T5's vocabulary writes the spans that were taken out
+_SENTINEL = re.compile(r"<extra_id_([0-9]+)>")  # as T5's vocabulary writes the spans that were taken out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,11 +111,13 @@ def read_prompts(path: str | None) -> list[str]:
     """The lines of a file. Raises ConfigError if there is none, none in it, or an empty one."""
     if path is None:
         raise ConfigError("evals.prompts: generate needs a file with a prompt a line (--set=prompts=FILE)")
-    file = Path(path).expanduser()
+    file = path_of(path, "evals.prompts")
     if not file.is_file():
         raise ConfigError(f"evals.prompts: there is no file {path}")
     try:
         lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except OSError as error:
+        raise ConfigError(f"evals.prompts: {path} cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"evals.prompts: {path} is no UTF-8 ({error.reason} at byte {error.start})") from error
     for i, line in enumerate(lines, 1):
@@ -155,9 +156,9 @@ def _with_sentinels(line: str, i: int, vocabulary: Vocabulary) -> np.ndarray:
     """The tokens of line i, its sentinels those of T5, and an end."""
     parts = []
     for j, part in enumerate(_SENTINEL.split(line)):  # text, number, text, ...
-        if j % 2 and int(part) >= vocabulary.sentinels:
+        if j % 2 and (len(part) > 9 or int(part) >= vocabulary.sentinels):
             last = f"the last of the vocabulary is <extra_id_{vocabulary.sentinels - 1}>"
-            raise ConfigError(f"evals.prompts: line {i} has <extra_id_{part}>, and {last}")
+            raise ConfigError(f"evals.prompts: line {i} has <extra_id_{part[:9]}>, and {last}")
         parts.append([vocabulary.sentinel - int(part)] if j % 2 else vocabulary.encode(part))
     return np.concatenate([*parts, [EOS]]).astype(np.int32)
 

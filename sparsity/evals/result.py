@@ -117,6 +117,10 @@ class EvalConfig:
             raise ValueError(f"batch: must be at least 1, got {self.batch}")
         if self.ece_bins < 1:
             raise ValueError(f"ece_bins: must be at least 1, got {self.ece_bins}")
+        if self.dead_size < 0:
+            raise ValueError(f"dead_size: must be at least 0, got {self.dead_size}")
+        if not 0 <= self.dead_rate <= 1:
+            raise ValueError(f"dead_rate: must be in [0, 1], got {self.dead_rate}")
         if not self.rises or not all(0 < rise < math.inf for rise in self.rises):
             raise ValueError(f"rises: shares above 0 are needed, such as (0.01,), got {self.rises}")
         if self.length < 1:

@@ -96,6 +96,14 @@ class Constant(NoiseSchedule):
         return xp.ones(np.shape(step), xp.float32)
 
 
+def _check_step(field: str, value: int, least: int = 0) -> None:
+    """Raises ValueError unless `value` is a number of steps, which are counted in 32 bits, from `least` on."""
+    if value < least:
+        raise ValueError(f"{field}: must be at least {least}, got {value}")
+    if value >= 1 << 31:
+        raise ValueError(f"{field}: must be below 2^31, got {value}")
+
+
 @dataclasses.dataclass(frozen=True)
 class LinearToZero(NoiseSchedule):
     """1 up to step `start`, then 1 - (step - start) / length, and 0 from start + length on.
@@ -107,10 +115,8 @@ class LinearToZero(NoiseSchedule):
     length: int
 
     def __post_init__(self):
-        if self.start < 0:
-            raise ValueError(f"start: must be at least 0, got {self.start}")
-        if self.length < 1:
-            raise ValueError(f"length: must be at least 1, got {self.length}")
+        _check_step("start", self.start)
+        _check_step("length", self.length, 1)
 
     def __call__(self, step, xp=jnp):
         return xp.clip(1 - (step - self.start) / self.length, 0, 1)
@@ -130,10 +136,8 @@ class Geometric(NoiseSchedule):
     kept: bool = False
 
     def __post_init__(self):
-        if self.start < 0:
-            raise ValueError(f"start: must be at least 0, got {self.start}")
-        if self.length < 1:
-            raise ValueError(f"length: must be at least 1, got {self.length}")
+        _check_step("start", self.start)
+        _check_step("length", self.length, 1)
         if not 0 < self.end < 1:
             raise ValueError(f"end: must be in (0, 1), got {self.end}")
 
@@ -149,8 +153,7 @@ class RemovedAt(NoiseSchedule):
     step: int
 
     def __post_init__(self):
-        if self.step < 0:
-            raise ValueError(f"step: must be at least 0, got {self.step}")
+        _check_step("step", self.step)
 
     def __call__(self, step, xp=jnp):
         return xp.where(step < self.step, 1.0, 0.0)

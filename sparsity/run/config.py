@@ -12,7 +12,7 @@ import numpy as np
 
 from sparsity import config as config_lib
 from sparsity import spmd
-from sparsity.config import one_of
+from sparsity.config import ConfigError, one_of
 from sparsity.data import SOURCES
 from sparsity.evals import EVALS, TASKS
 from sparsity.evals.imposed import check_imposable
@@ -25,6 +25,10 @@ from sparsity.train.guard import GuardConfig
 from sparsity.train.loop import Intervals
 from sparsity.train.optimizers import OptimizerConfig
 from sparsity.train.penalties import PENALTIES, Penalty
+
+_STEPS = (1 << 31) - 1  # a state counts them in 32 bits
+_NUMBERS = 1 << 28  # of an example, at most: 1 GiB
+_LETTERS = 200  # of a name, at most: file systems take 255 with what is put behind it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,8 +74,12 @@ class RunConfig:
         for field in ("steps", "batch", "accumulate", "keep"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}: must be at least 1, got {getattr(self, field)}")
+        if self.steps > _STEPS:
+            raise ValueError(f"steps: no more than {_STEPS} are counted, got {self.steps}")
         if not re.fullmatch(r"[\w.-]+", self.name):
             raise ValueError(f'name: letters, digits, "_", "-" and "." (it names a directory), got "{self.name}"')
+        if len(self.name.encode()) > _LETTERS:
+            raise ValueError(f"name: no more than {_LETTERS} bytes name a directory, got {len(self.name.encode())}")
         if self.seed < 0:
             raise ValueError(f"seed: must be at least 0, got {self.seed}")
         if self.batch % self.accumulate:
@@ -119,6 +127,10 @@ class RunConfig:
                     raise ValueError(
                         f"mesh.sequence: {n} devices do not divide the length {length} of the model's input"
                     )
+        for name in self.model.inputs:
+            shape = self.data.inputs[name].shape
+            if math.prod(shape) > _NUMBERS:
+                raise ValueError(f"data: {name} of shape {list(shape)} has more than {_NUMBERS} numbers an example")
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -137,7 +149,12 @@ def run_config(section: Mapping[str, Any], chosen: Iterable[str] = ()) -> RunCon
     `chosen` are the dotted keys that the user set over a config file: choosing another sparsifier
     by name, say, drops the settings of the file's own.
     """
-    return config_lib.build(RunConfig, config_lib.without_stale(RunConfig, section, frozenset(chosen)))
+    try:
+        if hasattr(section, "items"):
+            section = config_lib.without_stale(RunConfig, section, frozenset(chosen))
+        return config_lib.build(RunConfig, section)
+    except RecursionError as error:
+        raise ConfigError("config.start: runs start from one another without end, or nearly") from error
 
 
 def with_evals(config: RunConfig, settings: Mapping[str, str]) -> RunConfig:

@@ -26,7 +26,7 @@ from sparsity.train.guard import Diverged
 from sparsity.train.loop import Hooks, train
 from sparsity.train.state import TrainState
 from sparsity.train.step import StepMetrics
-from sparsity.writer import MetricsWriter, NoMetrics, NoProgress, Progress, read_metrics, write_json
+from sparsity.writer import MetricsWriter, NoMetrics, NoProgress, Progress, damaged_lines, read_metrics, write_json
 
 # The evaluator that scores validations in training, by the model's task.
 VALIDATION = {"classification": "accuracy", "reconstruction": "reconstruction", "language": "language"}
@@ -124,6 +124,8 @@ def _train_and_evaluate(engine: Engine, files: Workdir, progress: Progress) -> O
         batches = train_batches(config.data, config.batch, config.seed, start, rows=rows)
         if fresh:
             checkpoints.save(0, state, meta)  # so that a last good checkpoint always exists
+        if damaged := damaged_lines(files.metrics):
+            progress.say(f"{files.metrics}: {damaged} damaged lines are left out")
         writer = MetricsWriter(files.metrics, start) if distributed.first() else NoMetrics()
         progress.start(config.name, start, config.steps)
         try:
@@ -204,7 +206,8 @@ def _left_out(config: RunConfig, step: int, metrics: StepMetrics) -> str:
 
 def _machine_measures(files: Workdir) -> tuple[Measure, ...]:
     """Speed and memory: figures of this machine, not of the network; never bit-reproducible."""
-    windows = [1 / r["seconds_per_step"] for r in read_metrics(files.metrics) if r["kind"] == "speed"]
+    seconds = [r.get("seconds_per_step") for r in read_metrics(files.metrics) if r["kind"] == "speed"]
+    windows = [1 / s for s in seconds if isinstance(s, float) and s > 0]  # what else stands there, a disk has made
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     memory = kilobytes / 1024**2 if sys.platform != "darwin" else kilobytes / 1024**3
     text = "most resident memory on the host that the process ever had, earlier runs of the same process included"

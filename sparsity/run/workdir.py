@@ -7,15 +7,17 @@ import dataclasses
 import fcntl
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from sparsity import config as config_lib
 from sparsity.config import ConfigError
 from sparsity.evals.result import Measure
 from sparsity.run.config import RunConfig, run_config
 from sparsity.writer import read_json, write_json
+
+_TAIL = 4 << 20  # bytes of metrics.jsonl that its last step's record is looked for in
 
 
 class WorkdirError(ConfigError):
@@ -68,13 +70,37 @@ class Workdir:
         """The config this workdir was made with. Raises WorkdirError if it holds no run."""
         if not self.config.exists():
             raise WorkdirError(f"workdir {self.path}: holds no run (no config.json)")
-        return run_config(read_json(self.config))
+        try:
+            return run_config(self._saved())
+        except WorkdirError:
+            raise
+        except ConfigError as error:
+            raise WorkdirError(f"workdir {self.path}: its config.json is refused: {error}") from error
+
+    def _saved(self) -> dict[str, Any]:
+        """What config.json says. Raises WorkdirError if it is no JSON of a config's kind."""
+        try:
+            saved = read_json(self.config)
+        except ConfigError as error:
+            raise WorkdirError(f"{error}; without it {self.path} is of no run: use another workdir") from error
+        if not isinstance(saved, dict):
+            raise WorkdirError(f"{self.config}: is no config, but {type(saved).__name__}; use another workdir")
+        return saved
+
+    def refuse_remains(self) -> None:
+        """Raises WorkdirError if there are checkpoints, but no config that says of what: others' would be taken."""
+        places = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
+        if not self.config.exists() and any(place.name.isdigit() for place in places):
+            raise WorkdirError(
+                f"workdir {self.path}: has checkpoints, and no config.json that says of what; use another workdir"
+            )
 
     def refuse_other(self, config: RunConfig) -> None:
-        """Raises WorkdirError naming the keys if the workdir belongs to another config."""
+        """Raises WorkdirError naming the keys if the workdir belongs to another config, or to none that can be read."""
+        self.refuse_remains()
         if not self.config.exists():
             return
-        changed = config_lib.differences(read_json(self.config), config_lib.to_dict(config))
+        changed = config_lib.differences(self._saved(), config_lib.to_dict(config))
         allowed = config.resumable_changes()
         refused = {k: v for k, v in changed.items() if not k.startswith(allowed)}
         if refused:
@@ -114,15 +140,62 @@ class Workdir:
             yield
 
     def read_outcome(self) -> Outcome | None:
-        """How the run ended, or None while it has not."""
+        """How the run ended, or None while it has not. Raises WorkdirError if what stands there is damaged."""
         if not self.outcome.exists():
             return None
-        stored = read_json(self.outcome)
-        stored["measures"] = tuple(Measure(**m) for m in stored["measures"])
-        return Outcome(**stored, resumed=True)
+        mend = "delete it, and the run is evaluated anew from its last checkpoint"
+        try:
+            stored = read_json(self.outcome)
+        except ConfigError as error:
+            raise WorkdirError(f"{error}; {mend}") from error
+        try:
+            return _outcome_of(stored)
+        except ValueError as error:
+            raise WorkdirError(f"{self.outcome}: {error}; {mend}") from error
+
+    def check_records(self, outcome: Outcome) -> None:
+        """Raises WorkdirError if metrics.jsonl lacks the last step of a run that finished: it was cut short."""
+        if outcome.status != "finished" or not outcome.step:
+            return
+        try:
+            with open(self.metrics, "rb") as file:
+                file.seek(max(file.seek(0, os.SEEK_END) - _TAIL, 0))
+                tail = file.read()
+        except OSError as error:
+            raise WorkdirError(f"{self.metrics}: cannot be read ({error.strerror})") from error
+        if f'"kind": "train", "step": {outcome.step - 1},'.encode() not in tail:
+            raise WorkdirError(
+                f"{self.metrics}: has no record of the run's last step, {outcome.step - 1}: it was cut short; delete "
+                f"{self.path}, and the run is done anew"
+            )
 
     def write_outcome(self, outcome: Outcome) -> None:
         """Records how the run ended; terminal."""
         stored = dataclasses.asdict(outcome)
         del stored["resumed"]
         write_json(self.outcome, stored)
+
+
+def _outcome_of(stored: Any) -> Outcome:
+    """The outcome that JSON has. Raises ValueError if it is not one's."""
+    number, text = (int, float), str
+    kinds = {"name": text, "value": number, "se": (*number, type(None)), "n": int, "definition": text, "unit": text}
+    found = _of_kinds(stored, {"status": text, "step": int, "measures": list, "arrays": dict}, Outcome)
+    if found.get("status") not in get_args(get_type_hints(Outcome)["status"]):
+        raise ValueError(f"its status is {found.get('status')!r}")
+    measures = tuple(Measure(**_of_kinds(m, kinds, Measure)) for m in found.pop("measures", []))
+    return Outcome(**found, measures=measures, resumed=True)
+
+
+def _of_kinds(stored: Any, kinds: Mapping[str, Any], cls: type) -> dict[str, Any]:
+    """`stored`, if it has the fields of `cls`, each of its kind. Raises ValueError."""
+    what = cls.__name__.lower()
+    if not isinstance(stored, dict):
+        raise ValueError(f"its {what} is of type {type(stored).__name__}")
+    for name, value in stored.items():
+        if isinstance(value, bool) or not isinstance(value, kinds.get(name, ())):
+            raise ValueError(f"the {name} of its {what} is of type {type(value).__name__}")
+    needed = (f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING)
+    if missing := [name for name in needed if name not in stored]:
+        raise ValueError(f"its {what} has no {missing[0]}")
+    return stored

@@ -84,8 +84,9 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def write_run_report(files: Workdir) -> None:
-    """Writes report/index.html of one finished run, from its files alone."""
+    """Writes report/index.html of one finished run, from its files alone. Raises WorkdirError if they are cut short."""
     outcome = files.read_outcome()
+    files.check_records(outcome)
     view = RunView.of(files, outcome)
     name = view.config["name"]
     introduction = "One training run: its final evaluation, its course, and its config."

@@ -79,7 +79,7 @@ class Part:
         for key, equals, _ in pairs:
             if not equals:
                 raise ConfigError(f"--only: {key!r} is not key=value")
-        found = re.fullmatch(r"(\d+)/(\d+)", shard)
+        found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", shard)
         if not found or not int(found[1]) < int(found[2]):
             raise ConfigError(f"--shard: expected i/n with i from 0 to n - 1, got {shard!r}")
         return cls({key: value for key, _, value in pairs}, (int(found[1]), int(found[2])))
@@ -233,6 +233,8 @@ def run_study(
         if do is measure_latency and not distributed.first():
             continue
         outcome = do(config, files.path, progress)
+        if outcome.resumed and isinstance(config, RunConfig):
+            files.check_records(outcome)  # before figures are drawn of them
         clock.done(i)
         if not distributed.first():
             continue
@@ -301,7 +303,7 @@ def _manifest(
 def _standing(page: Path) -> str | None:
     """The manifest of the results on disk; None if there are none, or not all."""
     manifest = page.parents[1] / "study.json"
-    return manifest.read_text(encoding="utf-8") if manifest.exists() and page.exists() else None
+    return manifest.read_text(encoding="utf-8", errors="replace") if manifest.exists() and page.exists() else None
 
 
 def _write(

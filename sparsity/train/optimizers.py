@@ -13,6 +13,19 @@ import optax
 from sparsity.config import ConfigError, later, nearest, one_of
 
 
+def _check_at_least_0(settings: Any, *fields: str) -> None:
+    """Raises ValueError, naming the field, if one of `settings` is negative."""
+    for field in fields:
+        if getattr(settings, field) < 0:
+            raise ValueError(f"{field}: must be at least 0, got {getattr(settings, field)}")
+
+
+def _check_shares(settings: Any, *fields: str) -> None:
+    for field in fields:
+        if not 0 <= getattr(settings, field) < 1:
+            raise ValueError(f"{field}: must be in [0, 1), got {getattr(settings, field)}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Constant:
     """rate(t) = peak, after a linear warm-up from 0 over `warmup` steps."""
@@ -48,6 +61,9 @@ class Linear:
     end: float = 0.0
 
     horizon_dependent: ClassVar[bool] = True
+
+    def __post_init__(self):
+        _check_at_least_0(self, "end")
 
     def build(self, peak: float, steps: int) -> optax.Schedule:
         """The schedule of a run of `steps` steps."""
@@ -87,6 +103,10 @@ class AdamW:
     eps: float = 1e-8
     weight_decay: float = 0.0
 
+    def __post_init__(self):
+        _check_shares(self, "b1", "b2")
+        _check_at_least_0(self, "eps", "weight_decay")
+
     def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
         """The transformation, learning rate included."""
         return optax.adamw(
@@ -105,6 +125,10 @@ class SparseAdam:
     b2: float = 0.999
     eps: float = 1e-8
 
+    def __post_init__(self):
+        _check_shares(self, "b1", "b2")
+        _check_at_least_0(self, "eps")
+
     def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
         """The transformation, learning rate included."""
         return optax.chain(scale_by_sparse_adam(self.b1, self.b2, self.eps), optax.scale_by_learning_rate(schedule))
@@ -121,6 +145,10 @@ class SGD:
     momentum: float = 0.0
     weight_decay: float = later(0.0)
 
+    def __post_init__(self):
+        _check_shares(self, "momentum")
+        _check_at_least_0(self, "weight_decay")
+
     def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
         """The transformation, learning rate included."""
         sgd = optax.sgd(schedule, self.momentum or None)
@@ -134,6 +162,10 @@ class Adafactor:
     """Adafactor as T5 uses it: factored, relative step, clip 1.0, decay 1 - t^-0.8, no momentum."""
 
     min_dim_to_factor: int = 128
+
+    def __post_init__(self):
+        if self.min_dim_to_factor < 1:
+            raise ValueError(f"min_dim_to_factor: must be at least 1, got {self.min_dim_to_factor}")
 
     def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
         """The transformation, learning rate included."""
@@ -173,6 +205,8 @@ class OptimizerConfig:
             raise ValueError(f"grad_clip: must be positive or None, got {self.grad_clip}")
         if self.schedule.warmup < 0:
             raise ValueError(f"schedule.warmup: must be at least 0, got {self.schedule.warmup}")
+        if self.schedule.warmup >= 1 << 31:  # steps are counted in 32 bits
+            raise ValueError(f"schedule.warmup: must be below 2^31, got {self.schedule.warmup}")
         for pattern, factor in self.multipliers:
             if factor < 0:
                 raise ValueError(f'multipliers: must be at least 0, got {factor} for "{pattern}"')

@@ -40,6 +40,9 @@ class L1(Penalty):
 
     weight: float
 
+    def __post_init__(self):
+        _check_weight(self.weight)
+
     def __call__(self, model, params, layers):
         return self.weight * _over_layers(layers, jnp.abs)
 
@@ -54,8 +57,16 @@ class L2(Penalty):
 
     weight: float
 
+    def __post_init__(self):
+        _check_weight(self.weight)
+
     def __call__(self, model, params, layers):
         return self.weight * _over_layers(layers, jnp.square)
+
+
+def _check_weight(weight: float) -> None:
+    if weight < 0:
+        raise ValueError(f"weight: must be at least 0, got {weight}")
 
 
 def _over_layers(layers: Mapping[str, Activated], size) -> jax.Array:

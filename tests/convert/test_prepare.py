@@ -215,7 +215,7 @@ def test_the_last_token_of_a_vocabulary_is_stored_as_it_is(tmp_path, classes, si
     job = Job("train", 0, 1, Shard("one document", lambda: iter(["a"])))
     assert write_shard(job, vocabulary, ROW, tmp_path) == Counts(1, ROW, (1,))
     file = tmp_path / "train-00000-of-00001.array_record"
-    np.testing.assert_array_equal(StoredRows({file: 1}, f"<u{size}")[0][0], last)
+    np.testing.assert_array_equal(StoredRows({file: 1}, f"<u{size}", ROW, classes)[0][0], last)
 
 
 def test_a_row_of_one_token_is_refused():

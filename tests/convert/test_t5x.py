@@ -1,6 +1,7 @@
 """T5X's directories, made by hand of parameters that are known."""
 
 import dataclasses
+import json
 import os
 import pickle
 import re
@@ -25,6 +26,7 @@ from sparsity.layers.sparsify import Context
 from sparsity.models.t5 import T5Config
 from sparsity.ops.sparsifiers import GeluTanh, Relu
 from tests.convert import t5x_writer
+from tests.hostile import changed, refusal
 
 ROOT = Path(__file__).parents[2]
 V = 40
@@ -232,6 +234,7 @@ INDICES = {
     "elsewhere": (at("/etc"), "at /etc, which is not inside"),
     "a placeholder above": (lambda x: x | {WI: "PLACEHOLDER://../other"}, "at ../other, which is not inside"),
     "itself": (at("."), "at ., which is not inside"),
+    "a path too long": (at(300 * "a"), f"the index has {WI} at {80 * 'a'}, which is no place ("),
     "nowhere": (at("nowhere"), f"{WI} is missing, there is no zarr array nowhere in"),
     "scanned": (
         lambda x: x | {"target/encoder/encoder/mlp/wi/kernel": x[QUERY]},
@@ -265,7 +268,28 @@ def outside(path):
     (path / FILE).symlink_to(path.parent / "elsewhere")
 
 
+def claiming(**claims):
+    """Its description says other sizes than there are parts of."""
+
+    def change(path):
+        said = json.loads((path / FILE / ".zarray").read_text())
+        (path / FILE / ".zarray").write_text(json.dumps(said | claims))
+
+    return change
+
+
+def in_a_circle(path):
+    shutil.rmtree(path / FILE)
+    (path / FILE).symlink_to(path / FILE)
+
+
 FILES = {
+    "links in a circle": (in_a_circle, f"the index has {WI} at {FILE}/, which is no place ("),
+    "a huge shape": (claiming(shape=[2**40, 2**20], chunks=[2**30, 2**20]), "and its arrays would have"),
+    "huge parts": (claiming(chunks=[2**30, 2**20]), f"{WI} of shape (16, 24) has parts of ("),
+    "a shape of words": (claiming(shape=["a", "b"]), f"{WI} cannot be read: "),
+    "another compressor": (claiming(compressor={"id": "none such"}), f"{WI} cannot be read: "),
+    "objects": (claiming(dtype="|O"), f"{WI} cannot be read: "),
     "an array": (lambda p: shutil.rmtree(p / FILE), f"{WI} is missing, there is no zarr array {FILE}/ in"),
     "a part": (without_part, f"{WI} cannot be read: NOT_FOUND: chunk {{0, 0}} stored at"),
     "half a part": (shortened, f"{WI} cannot be read: "),
@@ -291,6 +315,17 @@ def test_a_damaged_directory_is_refused_in_a_line(kind, saved, tmp_path):
         loaded(copy, ONE)
     assert len(str(error.value).splitlines()) == 1
     assert "tensorstore_spec" not in str(error.value)
+
+
+def test_bytes_changed_anywhere_in_an_index_are_refused_or_name_what_is_there(saved, tmp_path):
+    copy, lines = tmp_path / "checkpoint_1000", []
+    shutil.copytree(saved[0], copy)
+    for data in changed((copy / "checkpoint").read_bytes(), 60):
+        (copy / "checkpoint").write_bytes(data)
+        lines.append(refusal(lambda: t5x.open_t5(copy)))
+    assert len(lines) == 60
+    assert sum(line is not None for line in lines) > 30
+    assert all(str(copy) in line or "target/" in line for line in lines if line)
 
 
 def test_above_a_checkpoint_its_name_is_given(saved):

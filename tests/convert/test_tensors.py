@@ -111,3 +111,21 @@ def test_what_does_not_fit_is_refused_by_name(found, message):
     tensors = {"x": Tensor(("a",), MATRIX, part=(0, 3)), "y": Tensor(("a",), MATRIX, part=(1, 3)), "z": Tensor(())}
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
         check(tensors, {"x": (5, 4), "y": (5, 4), "z": (9,)}, found, lambda name: False)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("case", ["layers", "zeros in front", "the second of three"])
+def test_numbers_that_are_not_finite_are_refused_by_the_name_of_their_tensor(case, value):
+    tensor, tensors, expected = CASES[case]
+    name = tensor.names[-1]
+    bad = tensors | {name: tensors[name].copy()}
+    bad[name].reshape(-1)[bad[name].size // 2] = value
+    leaf = jax.ShapeDtypeStruct(expected.shape, np.float32)
+    with pytest.raises(ConfigError, match=rf"^checkpoint: {name} has numbers that are not finite in float32"):
+        _part(tensor, Tensors(bad), (slice(None),) * expected.ndim, leaf)
+
+
+def test_a_parameter_that_memory_cannot_hold_is_one_line():
+    leaf = jax.ShapeDtypeStruct((1 << 40, 1 << 10), np.float32)
+    with pytest.raises(ConfigError, match=r"^checkpoint: there is no memory for 4,503,599,627,370,496 bytes"):
+        _part(Tensor(("a",)), Tensors({"a": np.zeros((1, 1))}), (slice(None),) * 2, leaf)

@@ -15,6 +15,7 @@ from pyarrow import parquet
 from sparsity.config import ConfigError
 from sparsity.data import corpora
 from sparsity.data.corpora import SPLITS, TFDS, JSONLines, Parquet, PythonDocs, TextFiles
+from tests.hostile import changed, refusal
 
 OPEN = {".gz": gzip.open, ".bz2": bz2.open}
 
@@ -171,14 +172,18 @@ BAD_LINES = {
     "no text": (GOOD + b'{"text": 3}\n', 'line 4: no object with a text called "text"'),
     "no object": (GOOD + b'["text"]\n', 'line 4: no object with a text called "text"'),
     "no UTF-8": (GOOD + b'{"text": "\xff"}\n', "line 4: 'utf-8' codec can't decode"),
+    "nested": (GOOD + b"[" * 100_000 + b"\n", "line 4: maximum recursion depth exceeded"),
+    "long": (GOOD + b'{"text": "' + bytes(3000) + b'"}', "line 4: it has 2000 bytes, or more"),
     "half a pair": (GOOD + b'{"text": "\\ud800"}\n', "line 4: 'utf-8' codec can't encode"),
 }
 
 
 @pytest.mark.parametrize("kind", BAD_LINES)
 @pytest.mark.parametrize("ending", ["", ".gz"])
-def test_a_bad_line_is_named_by_file_and_number(tmp_path, kind, ending):
+def test_a_bad_line_is_named_by_file_and_number(tmp_path, kind, ending, monkeypatch):
     content, message = BAD_LINES[kind]
+    if kind == "long":
+        monkeypatch.setattr(corpora, "_LINE", 2000)
     file = tmp_path / f"bad.json{ending}"
     file.write_bytes(gzip.compress(content) if ending else content)
     with pytest.raises(ConfigError) as error:
@@ -216,6 +221,21 @@ def test_a_bad_row_is_named_by_file_and_number(tmp_path, table, message):
     with pytest.raises(ConfigError) as error:
         Parquet(str(tmp_path)).documents("train")
     assert str(error.value).startswith(f"{file}: {message}")
+
+
+def test_bytes_changed_anywhere_in_a_parquet_file_are_refused_by_its_name_or_give_text(tmp_path):
+    file, lines = tmp_path / "a.parquet", []
+    parquet.write_table(pyarrow.table({"text": documents(40)}), file)
+
+    def read():
+        assert all(isinstance(text, str) for text in Parquet(str(tmp_path)).documents("train"))
+
+    for data in changed(file.read_bytes(), 200):
+        file.write_bytes(data)
+        lines.append(refusal(read))
+    assert len(lines) == 200
+    assert sum(line is not None for line in lines) > 100
+    assert all(line.startswith(f"{file}: row ") for line in lines if line)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,10 @@
 import dataclasses
 import io
+import resource
+import struct
+import subprocess
+import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -9,6 +14,7 @@ from sparsity.config import ConfigError
 from sparsity.data import images, pipeline
 from sparsity.data.images import Encoded, Files, central, decode, list_files, share_of
 from sparsity.data.pipeline import Stream, read_whole
+from tests.hostile import changed, refusal
 
 RNG = np.random.default_rng(0)
 
@@ -94,6 +100,52 @@ def test_an_image_that_cannot_be_decoded_is_one_line_with_its_name(data):
         decode(data, "cat/1.jpg")
     assert str(error.value).startswith("data: cat/1.jpg cannot be decoded as an image (")
     assert "\n" not in str(error.value)
+
+
+def png(width, height, data=b""):
+    """A PNG that says it is so large, and has `data` for pixels."""
+    chunk = lambda kind, x: struct.pack(">I", len(x)) + kind + x + struct.pack(">I", zlib.crc32(kind + x))
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@pytest.mark.parametrize("size", [(30_000, 30_000), (12_000, 10_000), (2**31 - 1, 2**31 - 1), (0, 5), (5, 0)])
+@pytest.mark.parametrize("warned", [True, False])
+def test_an_image_of_too_many_pixels_or_of_none_is_refused_before_it_is_decoded(size, warned):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with warnings.catch_warnings():
+        if not warned:  # as users have it
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        line = refusal(lambda: decode(png(*size), "cat/1.png"))
+    assert line.startswith("data: cat/1.png cannot be decoded as an image (")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # KiB
+
+
+def test_an_image_too_long_to_be_scaled_is_refused_by_name(folder):
+    (folder / "cat" / "1.png").write_bytes(png(60_000, 1, bytes(60_001)))
+    split = Encoded(list_files(folder, ("cat", "dog")), 256, 224)
+    message = f"data: {folder}/cat/1.png of 60000 x 1 pixels is too long to be scaled to a shorter side of 256"
+    assert refusal(lambda: split.take(np.array([1]))) == message
+
+
+def test_no_program_is_started_for_a_file_of_another_format(monkeypatch):
+    """Pillow hands PostScript to Ghostscript, whatever its file is called."""
+    monkeypatch.setattr(subprocess, "check_call", pytest.fail)
+    script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(x) run\n%%EOF\n"
+    line = refusal(lambda: decode(script, "cat/1.jpg"))
+    assert line == "data: cat/1.jpg cannot be decoded as an image (its format is unknown)"
+
+
+@pytest.mark.parametrize("kind", images.FORMATS)
+def test_bytes_changed_anywhere_in_an_image_are_refused_by_its_name_or_make_another(kind):
+    data = encoded(RNG.integers(0, 256, (16, 16, 3), dtype=np.uint8), kind)
+    shapes = []
+    for one in changed(data, 120):
+        line = refusal(lambda one=one: shapes.append(decode(one, "cat/1.jpg").mode))
+        assert line is None or line.startswith("data: cat/1.jpg cannot be decoded as an image (")
+    assert set(shapes) <= {"RGB"}
+    assert len(shapes) < 120
 
 
 def test_a_file_that_is_broken_or_gone_is_named_when_it_is_asked_for(folder, split):

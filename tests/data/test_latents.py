@@ -3,8 +3,9 @@ import pytest
 
 from sparsity.config import ConfigError, build, to_dict
 from sparsity.data.digits import Digits
-from sparsity.data.latents import RMS, Latents
+from sparsity.data.latents import RMS, Latents, _latents
 from sparsity.data.mock import Mock
+from tests.hostile import changed, refusal
 
 SMALL = {"hidden": 8, "depth": 1, "steps": 3, "batch": 32}
 
@@ -42,8 +43,6 @@ def test_latents_of_one_class_are_nearer_to_each_other_than_to_others():
 
 
 def test_they_are_a_function_of_the_settings(made):
-    from sparsity.data.latents import _latents
-
     _latents.cache_clear()
     again = Latents(**SMALL).load("test").images
     np.testing.assert_array_equal(again, made[1]["test"].images)
@@ -67,8 +66,44 @@ def test_a_file_takes_the_place_of_training(tmp_path):
         Latents(hidden=4, file=str(tmp_path / "other.npz")).load("train")
 
 
+DAMAGE = {
+    "pickles": ({"test": np.array([[{}] * 4] * 3)}, '"test" of .* is of object'),
+    "words": ({"test": np.full((3, 4), "a")}, '"test" of .* is of <U1'),
+    "not finite": ({"test": np.full((3, 4), np.nan)}, '"test" of .* has numbers that are not finite, or none but 0'),
+    "zeros": ({"train": np.zeros((6, 4))}, '"train" of .* has numbers that are not finite, or none but 0'),
+    "a class too many": ({"test_label": np.arange(3) + 8}, r'labels of "test" of .* are not in 0\.\.9'),
+    "a class below": ({"test_label": np.arange(3) - 1}, r'labels of "test" of .* are not in 0\.\.9'),
+    "labels of words": ({"test_label": np.array(["a"] * 3)}, "and its labels of <U1"),
+    "one number": ({"test_label": np.int64(3)}, r'"test_label" of .* is \[\], expected \[n\]'),
+    "none": ({"test": np.zeros((0, 4)), "test_label": np.arange(0)}, r'"test_label" of .* is \[0\], expected \[n\]'),
+    "expanding": ({"test": np.zeros((3_000_000, 4))}, "its arrays would have .*: weights have not"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_file_of_something_else_is_refused_by_the_name_of_the_array(kind, tmp_path):
+    rng, (changes, message) = np.random.default_rng(0), DAMAGE[kind]
+    arrays = {s: rng.normal(size=(n, 4)) for s, n in (("train", 6), ("validation", 2), ("test", 3))}
+    arrays |= {f"{s}_label": np.arange(len(x)) for s, x in arrays.items()}
+    np.savez_compressed(tmp_path / "latents.npz", **arrays | changes)
+    with pytest.raises(ConfigError, match=rf"^data\.file: .*{message}"):
+        Latents(hidden=4, file=str(tmp_path / "latents.npz")).load("train")
+
+
+def test_bytes_changed_anywhere_in_a_file_are_refused_by_its_name(tmp_path):
+    rng, file, lines = np.random.default_rng(0), tmp_path / "latents.npz", []
+    arrays = {s: rng.normal(size=(n, 4)) for s, n in (("train", 6), ("validation", 2), ("test", 3))}
+    np.savez(file, **arrays, **{f"{s}_label": np.arange(len(x)) for s, x in arrays.items()})
+    for data in changed(file.read_bytes(), 120):
+        file.write_bytes(data)
+        _latents.cache_clear()
+        lines.append(refusal(lambda: Latents(hidden=4, file=str(file)).load("test")))
+    assert sum(line is not None for line in lines) > 60
+    assert all(line.startswith("data.file: ") and str(file) in line for line in lines if line)
+
+
 def test_a_missing_file_a_wrong_split_and_bad_settings_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"^data\.file: no file .*none\.npz$"):
+    with pytest.raises(ConfigError, match=r"^data\.file: there is no file .*none\.npz$"):
         Latents(file=str(tmp_path / "none.npz")).load("train")
     with pytest.raises(ConfigError, match='unknown split "tset"; did you mean "test"'):
         Latents(**SMALL).load("tset")

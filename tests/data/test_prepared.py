@@ -15,6 +15,7 @@ from sparsity.data.pipeline import train_batches
 from sparsity.data.prepared import CONTENTS, Contents, Counts, PreparedText, file_name
 from sparsity.data.span_corruption import MockSpans, fill
 from sparsity.data.vocabularies import Bytes, SentencePiece
+from tests.hostile import JSON, changed, refusal, with_value
 
 BYTES = Bytes()
 ROW = 34  # of 32 inputs
@@ -187,6 +188,40 @@ def test_what_is_missing_or_damaged_is_one_line(path):
         (path / CONTENTS).write_text(damaged)
         with pytest.raises(ConfigError, match=rf"^data.path: {path}/{CONTENTS} cannot be read: .*$"):
             source(path).load("validation")
+
+
+def test_contents_of_anything_are_some_or_refused_by_the_name_of_their_file(path):
+    whole, lines = (path / CONTENTS).read_bytes(), []
+    stored = json.loads(whole)
+    for text in itertools.chain(
+        (with_value(stored, key, value).encode() for key, value in itertools.product([*stored, "test"], JSON)),
+        (
+            with_value(stored, "train", with_value(stored["train"], key, value)).encode()
+            for key, value in itertools.product(stored["train"], JSON)
+        ),
+        changed(whole, 60),
+    ):
+        (path / CONTENTS).write_bytes(text)
+        lines.append(refusal(lambda: source(path).load("train")))
+    assert sum(line is None for line in lines) < len(lines) / 4
+    assert all(line.startswith("data.path: ") and str(path) in line for line in lines if line)
+
+
+def test_rows_that_are_no_tokens_of_the_model_are_named(path):
+    """Beyond its embedding JAX would read the last row, without a word."""
+    file = path / file_name("validation", 0, 1)
+    for record, what in (
+        (np.full(ROW, 384, "<u2"), "has token 384, of 0..383"),
+        (np.full(ROW - 1, 3, "<u2"), f"has {2 * ROW - 2} bytes, and {ROW} tokens uint16 are needed"),
+    ):
+        writer = ArrayRecordWriter(str(file), "group_size:1")
+        for number in range(11):
+            writer.write((record if number == 4 else row("validation", number).astype("<u2")).tobytes())
+        writer.close()
+        loaded = source(path).load("validation")
+        assert len(loaded.texts[3][0]) == ROW
+        with pytest.raises(ConfigError, match=rf"^data\.path: row 4 of {file} {what}$"):
+            loaded.arrays()
 
 
 def test_a_run_is_described_and_smoked_without_its_files():

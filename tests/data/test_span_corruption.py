@@ -72,6 +72,17 @@ def test_span_lengths_are_uniform_over_all_ways_of_cutting():
     np.testing.assert_allclose(shares, 1 / 3, atol=0.04)  # four standard errors are .035
 
 
+@pytest.mark.parametrize(("density", "mean_span"), [(0.15, 3.0), (0.5, 1.0), (0.9, 2.0), (0.01, 50.0)])
+def test_a_text_is_as_long_as_its_inputs_allow_and_is_found_at_once(density, mean_span):
+    corruption = Corruption(density, mean_span)
+    made = [corruption.lengths(n)[0] for n in range(2, 2000)]
+    for inputs in range(made[0], 60):
+        assert corruption.text_length(inputs) == 2 + max(i for i, n in enumerate(made) if n <= inputs)
+    assert corruption.lengths(corruption.text_length(10**8))[0] <= 10**8
+    with pytest.raises(ValueError, match=r"^length: \d+ inputs are those of a text of more than 2147483648 tokens$"):
+        corruption.text_length(10**15)
+
+
 @pytest.mark.parametrize("settings", [{"density": 0.0}, {"density": 1.0}, {"mean_span": 0.5}])
 def test_settings_out_of_range_name_themselves(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):

@@ -188,13 +188,19 @@ REFUSED = {
         *(T5, SPANS, ["<extra_id_0>", "a <extra_id_125>"]),
         r"evals\.prompts: line 2 has <extra_id_125>, and the last of the vocabulary is <extra_id_124>",
     ),
+    "huge sentinel": (
+        *(T5, SPANS, [f"<extra_id_{'9' * 5000}>"]),
+        r"evals\.prompts: line 1 has <extra_id_999999999>, and the last of the vocabulary is <extra_id_124>",
+    ),
+    "a name too long": (GPT2, TEXT, 300 * "a", r"evals\.prompts: a+ is no path \(File name too long\)"),
 }
 
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_cannot_be_continued_is_refused_in_one_clear_line(kind, prompts):
     model, source, lines, message = REFUSED[kind]
-    subject = subject_of(model, source, None if lines is None else prompts(*lines), length=4)
+    file = prompts(*lines) if isinstance(lines, list) else lines
+    subject = subject_of(model, source, file, length=4)
     with pytest.raises(ConfigError) as caught:
         generate(subject)
     assert re.fullmatch(message, str(caught.value))

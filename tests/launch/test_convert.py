@@ -96,6 +96,52 @@ def test_a_checkpoint_of_another_model_is_refused_by_the_name_of_the_tensor(laun
     assert not (tmp_path / "w" / "config.json").exists()
 
 
+def cut_short(path):
+    (path / WEIGHTS).write_bytes((path / WEIGHTS).read_bytes()[:-100])
+
+
+def not_finite(path):
+    tensors = load_file(path / WEIGHTS)
+    tensors[WI][0, 0] = np.nan
+    save_file(tensors, path / WEIGHTS)
+
+
+def elsewhere(path):
+    (path / hf.INDEX).write_text('{"weight_map": {"a": "../../../etc/passwd"}}')
+
+
+HOSTILE = {
+    "cut short": (cut_short, "is no whole file of safetensors ("),
+    "not finite": (not_finite, f"checkpoint: {WI} has numbers that are not finite in float32"),
+    "elsewhere": (elsewhere, "has a in '../../../etc/passwd', which is not the name of a file beside it"),
+    "no config": (lambda path: (path / "config.json").write_text("[" * 100_000), "config.json: is no JSON ("),
+    "no sizes": (lambda path: (path / "config.json").write_text('{"model_type": "t5"}'), "d_ff is not given"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_checkpoint_is_one_line_and_leaves_no_run(launch, theirs, tmp_path, kind):
+    change, message = HOSTILE[kind]
+    shutil.copytree(theirs, tmp_path / "t5")
+    change(tmp_path / "t5")
+    workdir = f"--workdir={tmp_path / 'w'}"
+    code, _, err = launch("convert", "--source=hf", f"--path={tmp_path / 't5'}", workdir)
+    assert (code, err.count("\n")) == (cli.BAD_INPUT, 1), err
+    assert err.startswith("error: ")
+    assert message in err
+    assert not list((tmp_path / "w").rglob("*"))
+    code, _, err = launch("evaluate", workdir)
+    assert (code, err) == (cli.BAD_INPUT, f"error: workdir {tmp_path / 'w'}: holds no run (no config.json)\n")
+
+
+def test_what_a_killed_conversion_left_is_not_taken_for_another_checkpoints(launch, converted, theirs, tmp_path):
+    shutil.copytree(converted[0], tmp_path / "w")
+    (tmp_path / "w" / "config.json").unlink()  # it is written last
+    code, _, err = launch("convert", "--source=hf", f"--path={theirs}", f"--workdir={tmp_path / 'w'}")
+    message = f"error: workdir {tmp_path / 'w'}: has checkpoints, and no config.json that says of what; use another "
+    assert (code, err) == (cli.BAD_INPUT, f"{message}workdir\n")
+
+
 def test_a_workdir_that_holds_a_run_is_left_alone(launch, converted, theirs):
     workdir, _ = converted
     before = (workdir / "config.json").read_bytes()

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -137,6 +138,33 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(launch, trained, tmp_path):
         assert err.startswith("error: ")
         assert err.count("\n") == 1, err
     assert not (tmp_path / "new").exists()
+
+
+def test_a_workdir_that_is_damaged_is_one_line(launch, trained, tmp_path):
+    """Each file is cut in half, or is something else; the mend is named where there is one."""
+    whole, _ = trained
+    train, evaluate = ("train", [*TINY]), ("evaluate", ["--evals=accuracy"])
+    cases = [
+        ("config.json", None, (train, evaluate), "is no JSON ("),
+        ("config.json", "[3]", (train, evaluate), "is no config, but list; use another workdir"),
+        ("config.json", '{"name": ["x"]}', (evaluate,), "its config.json is refused: config.name: expected str"),
+        ("outcome.json", None, (train, evaluate), "delete it, and the run is evaluated anew from its last checkpoint"),
+        ("outcome.json", '{"step": "4"}', (train, evaluate), "the step of its outcome is of type str; delete it, and"),
+        ("metrics.jsonl", None, (train,), "has no record of the run's last step, 3: it was cut short; delete"),
+    ]
+    for i, (name, text, commands, message) in enumerate(cases):
+        workdir = tmp_path / str(i)
+        shutil.copytree(whole, workdir)
+        shutil.rmtree(workdir / "report")  # it is written again, of the records
+        file = workdir / name
+        content = file.read_bytes()
+        file.write_bytes(content[: len(content) // 2] if text is None else text.encode())
+        for module, args in commands:
+            code, _, err = launch(module, *args, f"--workdir={workdir}")
+            assert (code, err.count("\n")) == (cli.BAD_INPUT, 1), (name, module, err)
+            assert err.startswith("error: ")
+            assert str(workdir) in err
+            assert message in err
 
 
 def test_a_dry_run_prints_the_run_and_does_nothing(launch, tmp_path):

@@ -139,6 +139,9 @@ def test_a_run_whose_last_checkpoint_is_damaged_resumes_from_the_one_before_it(f
         data = file.read_bytes()
         file.write_bytes(data[: len(data) // 4] + bytes(len(data) // 4) + data[len(data) // 4 * 2 :])
 
+    with open(tmp_path / "w" / "metrics.jsonl", "ab") as lines:
+        lines.write(b'{"kind": "tr\xff\n')
+
     class Heard(Quiet):
         said = ()
 
@@ -147,6 +150,7 @@ def test_a_run_whose_last_checkpoint_is_damaged_resumes_from_the_one_before_it(f
 
     heard = Heard()
     run(run_config(config), tmp_path / "w", heard)
+    assert f"{tmp_path / 'w' / 'metrics.jsonl'}: 1 damaged lines are left out" in heard.said
     assert any(f"{last} is damaged (" in text and f"; {before} is used" in text for text in heard.said)
     assert digest(tmp_path / "w") == digest(workdir)
     steps = [r["step"] for r in read_metrics(tmp_path / "w" / "metrics.jsonl") if r["kind"] == "train"]

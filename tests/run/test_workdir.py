@@ -1,12 +1,16 @@
 import errno
+import itertools
+import json
 import os
 from pathlib import Path
 
 import pytest
 
 from sparsity.config import to_dict
+from sparsity.evals.result import Measure
 from sparsity.run import Outcome, Workdir, WorkdirError, run, run_config, smoke
-from sparsity.writer import write_json
+from sparsity.writer import MetricsWriter, write_json
+from tests.hostile import JSON, changed, refusal, with_value
 from tests.run.runs import Quiet, autoencoder
 
 
@@ -107,3 +111,73 @@ def test_a_run_that_ended_while_we_waited_for_the_claim_is_not_run_again(tiny_co
 
     monkeypatch.setattr(Workdir, "ended", first_too_early)
     assert run(config, tmp_path, Quiet()).resumed
+
+
+OUTCOME = Outcome("finished", 7, (Measure("accuracy", 0.5, 0.1, 9, "share of them"),), {"reliability": {"count": [1]}})
+
+
+def test_an_outcome_of_anything_is_one_or_refused_with_what_mends_it(tmp_path):
+    files, lines = Workdir(tmp_path), []
+    files.write_outcome(OUTCOME)
+    whole = files.outcome.read_bytes()
+    stored = json.loads(whole)
+
+    def read():
+        found = files.read_outcome()
+        assert (type(found.step), type(found.arrays), found.resumed) == (int, dict, True)
+        assert all(isinstance(m, Measure) and str(m) for m in found.measures)
+
+    for key, value in itertools.product([*stored, "more"], JSON):
+        files.outcome.write_text(with_value(stored, key, value))
+        lines.append(refusal(read))
+    for key, value in itertools.product(stored["measures"][0], JSON):
+        files.outcome.write_text(with_value(stored, "measures", f"[{with_value(stored['measures'][0], key, value)}]"))
+        lines.append(refusal(read))
+    for data in changed(whole, 120):
+        files.outcome.write_bytes(data)
+        lines.append(refusal(read))
+    assert sum(line is None for line in lines) < len(lines) / 2
+    mend = "delete it, and the run is evaluated anew from its last checkpoint"
+    assert all(line.startswith(f"{files.outcome}: ") and line.endswith(mend) for line in lines if line)
+
+
+def test_a_config_of_anything_is_one_or_refused(tmp_path, tiny_config):
+    config = run_config(tiny_config)
+    files, lines = made_with(config, tmp_path), []
+    whole, stored = files.config.read_bytes(), to_dict(config)
+    for text in itertools.chain(
+        (with_value(stored, key, value).encode() for key, value in itertools.product([*stored, "start"], JSON)),
+        changed(whole, 120),
+        (value.encode() for value in JSON),
+    ):
+        files.config.write_bytes(text)
+        lines += [refusal(files.saved_config), refusal(lambda: files.refuse_other(config))]
+    assert sum(line is None for line in lines) < len(lines) / 5
+    assert all(str(tmp_path) in line for line in lines if line)
+
+
+def test_checkpoints_without_a_config_are_nobodys(tmp_path, tiny_config):
+    files = made_with(run_config(tiny_config), tmp_path)
+    (files.checkpoints / "0").mkdir(parents=True)
+    files.refuse_other(run_config(tiny_config))
+    files.config.unlink()
+    with pytest.raises(WorkdirError, match=r"has checkpoints, and no config\.json that says of what; use another"):
+        run(run_config(tiny_config), tmp_path, Quiet())
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoints"]
+
+
+def test_records_that_are_cut_short_are_named(tmp_path):
+    files = Workdir(tmp_path)
+    assert "cannot be read (No such file or directory)" in refusal(lambda: files.check_records(OUTCOME))
+    writer = MetricsWriter(files.metrics)
+    for step in range(7):
+        writer.write("train", step, loss=1.0)
+        writer.write("sparsity", step, layers={})
+    writer.close()
+    files.check_records(OUTCOME)
+    files.check_records(Outcome("diverged", 9))
+    whole = files.metrics.read_bytes()
+    for size in (0, 40, len(whole) // 2, whole.rindex(b'"train"')):
+        files.metrics.write_bytes(whole[:size])
+        line = refusal(lambda: files.check_records(OUTCOME))
+        assert f"{files.metrics}: has no record of the run's last step, 6: it was cut short" in line

@@ -39,6 +39,10 @@ def test_a_study_runs_everything_once_and_then_says_finished(tmp_path, sweep):
     assert list(views) == ["tiny", "tiny_top_4"]
     assert all(view.outcome.resumed and view.records("sparsity") for view in views.values())
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == before
+    records = next(tmp_path.glob("runs/tiny_top_4-*/metrics.jsonl"))
+    records.write_bytes(records.read_bytes()[:500])
+    with pytest.raises(ConfigError, match=rf"^{records}: has no record of the run's last step, 5: it was cut short;"):
+        run_study(STUDIES["quickstart"], sweep, "embedded", tmp_path, Progress(io.StringIO()))
 
 
 def test_the_time_left_is_that_of_the_runs_still_to_do(monkeypatch):

@@ -46,6 +46,7 @@ class TopK(Sparsifier):
         require(self.steps >= 0, f"steps: must be at least 0, got {self.steps}")
         require(0 < self.recall_target <= 1, f"recall_target: must be in (0, 1], got {self.recall_target}")
         require(self.anneal >= 0, f"anneal: must be at least 0, got {self.anneal}")
+        require(self.anneal < 1 << 31, f"anneal: must be below 2^31, got {self.anneal}")  # steps have 32 bits
         fixed = self.method in ("approx", "group")
         require(not (self.anneal and fixed), f"anneal: method {self.method} needs its k when compiling")
 
