@@ -9,12 +9,17 @@ from absl import flags
 
 from launch import cli
 from sparsity import run as run_lib
+from sparsity.data import SOURCES
+from sparsity.evals import EVALS
+from sparsity.models import MODELS
+from sparsity.ops.sparsifiers import SPARSIFIERS
 from sparsity.studies import report, runner
-from sparsity.writer import Progress
+from sparsity.writer import SINKS, Progress
 
 cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run; made if missing", required=True)
 _SMOKE = flags.DEFINE_bool("smoke", False, "2 steps of the config on noise, model and batch small: tests that it works")
+_SINKS = flags.DEFINE_list("sinks", [], f"where metrics.jsonl is shown too; there are: {', '.join(SINKS)}")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "print parameters, FLOPs, memory and directory; run nothing")
 
 
@@ -29,7 +34,8 @@ def train() -> int:
         print(runner.plan_of_run(config, workdir))
         print(f"directory: {workdir}; as a run of a study: {runner.run_directory(Path('W'), config)}")
         return cli.DONE
-    outcome = run_lib.run(config, _WORKDIR.value, Progress())
+    cli.say_device()
+    outcome = run_lib.run(config, _WORKDIR.value, Progress(), _SINKS.value)
     files = run_lib.Workdir(_WORKDIR.value)
     if outcome.status == "diverged":
         already = " already" if outcome.resumed else ""
@@ -45,4 +51,4 @@ def train() -> int:
 
 
 if __name__ == "__main__":
-    cli.main(train)
+    cli.main(train, cli.listing(models=MODELS, sparsifiers=SPARSIFIERS, sources=SOURCES, evaluators=EVALS))
