@@ -41,6 +41,7 @@ setup(
         "tokenizers": ["sentencepiece>=0.2", "tokenizers>=0.21"],
         "hf": ["safetensors>=0.5"],
         "tensorboard": ["tensorboardX>=2.6"],
+        "wandb": ["wandb>=0.17"],
         "gcs": ["etils[epath-gcs]"],
         "docs": ["pdoc>=15"],
         "notebooks": ["ipykernel>=6", "nbmake>=1.5"],

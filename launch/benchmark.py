@@ -24,6 +24,7 @@ def benchmark() -> int:
     out = Path(_OUT.value)
     if not out.parent.is_dir():
         raise ConfigError(f"--out: no directory {out.parent}")
+    cli.say_device()
     rounds, stream, tries = (3, 1 << 20, 1) if _SMOKE.value else (_ROUNDS.value, protocol.STREAM_BYTES, protocol.TRIES)
     records = []
     for case in cases:

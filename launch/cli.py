@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import re
 import signal
 import sys
+import textwrap
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -29,6 +31,10 @@ of several processes died: rerun all of them to resume."""
 
 _LEAVING = 3600.0  # seconds that a process which is done waits for the others
 _FAILING = 10.0  # and one that is not: they may fail alike
+
+# What an accelerator is called, the extra that has JAX use it, and its files.
+_DEV = Path("/dev")
+_DEVICES = (("the GPU", "cuda", "nvidia[0-9]*"), ("the TPU", "tpu", "accel[0-9]*"))
 
 
 def define_config() -> None:
@@ -59,8 +65,11 @@ def overrides() -> frozenset[str]:
     return frozenset(config_flags.get_override_values(flags.FLAGS["config"]))
 
 
-def main(body: Callable[[], int]) -> None:
-    """Parses the flags, runs `body` and exits with its code; a user's mistake becomes one line."""
+def main(body: Callable[[], int], more: str = "") -> None:
+    """Parses the flags, runs `body` and exits with its code; a user's mistake becomes one line.
+
+    `more` is said by --help, after what the launcher's module says.
+    """
 
     def parse(argv: list[str]) -> list[str]:
         if "config" in flags.FLAGS:
@@ -82,7 +91,7 @@ def main(body: Callable[[], int]) -> None:
         distributed.leave(code, _LEAVING if code in (DONE, DIVERGED) else _FAILING)
         return code
 
-    sys.modules["__main__"].__doc__ = f"{sys.modules['__main__'].__doc__}\n{EXIT_CODES}\n"
+    sys.modules["__main__"].__doc__ = f"{sys.modules['__main__'].__doc__}\n{more}{EXIT_CODES}\n"
     app.run(guarded, flags_parser=_with_help(parse))
 
 
@@ -129,6 +138,31 @@ def _join() -> None:
         return
     if (job := distributed.find(given.coordinator, given.processes, given.process, os.environ)) is not None:
         distributed.join(job, given.heartbeat)
+
+
+def listing(**tables: Iterable[str]) -> str:
+    """What tables there are, for --help: a line "models: vit, mixer, ..." each, wrapped, and an empty one."""
+    lines = (f"{what}: {', '.join(names)}" for what, names in tables.items())
+    wrapped = (textwrap.fill(line, 96, subsequent_indent="  ", break_on_hyphens=False) for line in lines)
+    return "\n".join([*wrapped, "", ""])
+
+
+@functools.cache
+def say_device() -> None:
+    """Says in a line, once a process, that CPUs compute, unless JAX_PLATFORMS says so too.
+
+    JAX falls back to them without a word where it was installed without the extra of the GPU or TPU that is there.
+    """
+    if "cpu" in (jax.config.jax_platforms or "").split(",") or jax.default_backend() != "cpu":
+        return
+    meant = "JAX_PLATFORMS=cpu says that this is meant"
+    found = [(what, extra) for what, extra, pattern in _DEVICES if next(_DEV.glob(pattern), None)]
+    if found:
+        what, extra = found[0]
+        there = f"JAX does not see {what} of this machine (pip install -e '.[{extra}]')"
+    else:
+        there = "JAX sees no accelerator"
+    print(f"{there}: computing on {os.cpu_count()} CPU cores; {meant}", file=sys.stderr)
 
 
 def settings(given: Sequence[str]) -> dict[str, str]:

@@ -20,7 +20,8 @@ from sparsity.config import ConfigError
 from sparsity.convert import hf
 from sparsity.convert.checkpoints import MODELS, SOURCES, TEXT, check_images, images_of, open_checkpoint
 from sparsity.convert.tensors import Opened, check_state, load
-from sparsity.writer import write_json
+from sparsity.data.randomised import LABELLED
+from sparsity.writer import Progress, write_json
 
 _list = lambda table: "; ".join(f"{name}: {what}" for name, what in table.items())
 
@@ -31,7 +32,7 @@ _PATH = flags.DEFINE_string("path", None, "the checkpoint", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run", required=True)
 _VOCABULARY = flags.DEFINE_string("vocabulary", None, "a SentencePiece model or a tokenizer.json; ByT5 needs none")
 _TEXT = flags.DEFINE_string("text", None, "file or directory of .txt files to evaluate on; else Python's documentation")
-_DATA = flags.DEFINE_string("data", None, "source of images to evaluate on, such as cifar10; else noise")
+_DATA = flags.DEFINE_string("data", None, f"images to evaluate on, else noise; one of {', '.join(LABELLED)}")
 _ACTIVATION = flags.DEFINE_string("activation", None, "in the MLPs, in the place of their own: relu, to fine-tune it")
 _NEXT_SENTENCE = flags.DEFINE_bool("next_sentence", False, "take a BERT's head for the next sentence too")
 _SET = flags.DEFINE_multi_string("set", [], "key=value of --data's settings; may be repeated")
@@ -59,7 +60,7 @@ def _there() -> int:
     engine = run_lib.Engine(config)
     check_state(found, engine.abstract.params, engine.abstract.model_state)
     files.create()
-    params = load(found.tensors, engine.abstract.params, found.reader)
+    params = load(found.tensors, engine.abstract.params, found.reader, Progress())
     statistics = load(found.statistics, engine.abstract.model_state, found.reader)
     state = engine.state_of(params, statistics)
     with Checkpoints(files.checkpoints, config.keep) as checkpoints:

@@ -37,6 +37,7 @@ def evaluate() -> int:
             raise ConfigError(f"--evals: {name} scores {TASKS[name]}, the run's task is {config.model.task}")
     if _OUT.value and not Path(_OUT.value).parent.is_dir():
         raise ConfigError(f"--out: no directory {Path(_OUT.value).parent}")
+    cli.say_device()
     engine, state = run_lib.last_state(files, config)
     result = run_lib.evaluate(engine.subject(state, config.evals.split), names)
     step, recorded = int(state.step), files.read_outcome()

@@ -35,6 +35,7 @@ def reproduce() -> int:
     if _DRY_RUN.value:
         cli.say(runner.plan(part.of(runner.expand(sweep, _SCALE.value)), Path(_WORKDIR.value)))
         return cli.DONE
+    cli.say_device()
     results = runner.run_study(study, sweep, _SCALE.value, _WORKDIR.value, Progress(), part)
     cli.say(results.text)
     if results.report:

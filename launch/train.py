@@ -14,14 +14,19 @@ from launch import cli, supervisor
 from sparsity import distributed
 from sparsity import run as run_lib
 from sparsity.config import ConfigError
+from sparsity.data import SOURCES
+from sparsity.evals import EVALS
+from sparsity.models import MODELS
+from sparsity.ops.sparsifiers import SPARSIFIERS
 from sparsity.run import topology
 from sparsity.studies import report, runner
-from sparsity.writer import Progress
+from sparsity.writer import SINKS, Progress
 
 cli.define_config()
 cli.define_processes()
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run; made if missing", required=True)
 _SMOKE = flags.DEFINE_bool("smoke", False, "2 steps of the config on noise, model and batch small: tests that it works")
+_SINKS = flags.DEFINE_list("sinks", [], f"where metrics.jsonl is shown too; there are: {', '.join(SINKS)}")
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "print parameters, FLOPs, memory, what devices exchange, and the directory"
 )
@@ -47,7 +52,8 @@ def train() -> int:
         cli.say(run_lib.plan_step(config, machine).text())
         cli.say(f"directory: {workdir}; as a run of a study: {runner.run_directory(Path('W'), config)}")
         return cli.DONE
-    outcome = run_lib.run(config, _WORKDIR.value, Progress())
+    cli.say_device()
+    outcome = run_lib.run(config, _WORKDIR.value, Progress(), _SINKS.value)
     if not distributed.first():
         return cli.DIVERGED if outcome.status == "diverged" else cli.DONE
     files = run_lib.Workdir(_WORKDIR.value)
@@ -65,4 +71,4 @@ def train() -> int:
 
 
 if __name__ == "__main__":
-    cli.main(train)
+    cli.main(train, cli.listing(models=MODELS, sparsifiers=SPARSIFIERS, sources=SOURCES, evaluators=EVALS))

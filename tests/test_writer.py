@@ -3,6 +3,10 @@ import io
 import json
 import math
 import os
+import struct
+import sys
+import types
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +16,9 @@ from sparsity.writer import (
     MetricsWriter,
     Progress,
     WriteError,
+    check_sinks,
     damaged_lines,
+    open_sinks,
     read_json,
     read_metrics,
     write_json,
@@ -231,3 +237,152 @@ def test_a_message_stands_on_a_line_of_its_own(stream):
     progress.say("relu: diverged at step 3")
     progress.stop()
     assert "relu: diverged at step 3\n" in stream.getvalue()
+
+
+class Seen:
+    """A sink that keeps what it is told; at `breaks` it cannot."""
+
+    def __init__(self, breaks=None):
+        self.told, self.breaks, self.closed = [], breaks, False
+
+    def write(self, step, values):
+        if step == self.breaks:
+            raise OSError("no room")
+        self.told.append((step, values))
+
+    def close(self):
+        self.closed = True
+
+
+def test_a_sink_is_told_every_number_once_also_those_before_a_resume(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    first = MetricsWriter(path)
+    for step in range(4):
+        first.write("train", step, loss=float(step), note="text", kept=True, many=[1, 2])
+    first.close()
+    sink = Seen()
+    second = MetricsWriter(path, start=2, sinks=[sink])
+    second.write("sparsity", 2, layers={"block_0": {"nonzero": 0.5, "se": None}})
+    assert not sink.closed
+    second.close()
+    assert sink.closed
+    assert sink.told == [
+        (0, {"train/loss": 0.0}),
+        (1, {"train/loss": 1.0}),
+        (2, {"sparsity/layers.block_0.nonzero": 0.5}),
+    ]
+
+
+def test_a_sink_that_breaks_is_named_and_left_out_and_the_record_goes_on(tmp_path):
+    said, broken, whole = [], Seen(breaks=1), Seen()
+    metrics = MetricsWriter(tmp_path / "metrics.jsonl", 0, [broken, whole], said.append)
+    for step in range(4):
+        metrics.write("train", step, loss=1.0)
+    metrics.close()
+    assert said == ["Seen: gets nothing more (no room); metrics.jsonl has all"]
+    assert [[step for step, _ in sink.told] for sink in (broken, whole)] == [[0], [0, 1, 2, 3]]
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 4
+
+
+def fake(monkeypatch, name, **functions):
+    module = types.ModuleType(name)
+    vars(module).update(functions)
+    monkeypatch.setitem(sys.modules, name, module)
+
+
+def resumed(path, sink):
+    """Five steps, and the last two of them again, after a resume, with a sink of this name each time."""
+    for start, stop in ((0, 5), (3, 5)):
+        metrics = MetricsWriter(path / "metrics.jsonl", start, open_sinks([sink], path, "run", {"seed": 3}))
+        for step in range(start, stop):
+            metrics.write("train", step, loss=float(step))
+        metrics.close()
+
+
+def test_event_files_are_written_anew_by_each_opening(tmp_path, monkeypatch):
+    class SummaryWriter:
+        def __init__(self, folder, purge_step):
+            assert purge_step == 0
+            Path(folder).mkdir(exist_ok=True)
+            self.file = Path(folder) / f"events.out.tfevents.{len(opened)}"
+            opened.append(self.file)
+            self.file.write_text("")
+
+        def add_scalar(self, name, value, step):
+            self.file.write_text(f"{self.file.read_text()}{name} {step} {value}\n")
+
+        def close(self):
+            pass
+
+    opened = []
+    fake(monkeypatch, "tensorboardX", SummaryWriter=SummaryWriter)
+    resumed(tmp_path, "tensorboard")
+    assert [file.exists() for file in opened] == [False, True]
+    assert opened[1].read_text().splitlines() == [f"train/loss {step} {step:.1f}" for step in range(5)]
+
+
+def test_a_run_at_weights_and_biases_is_the_same_one_when_it_is_resumed_and_gets_each_step_once(tmp_path, monkeypatch):
+    begun, logged, ended = [], [], []
+
+    class Run:
+        def __init__(self, **settings):
+            begun.append(settings)
+            self.step = logged[-1][0] + 1 if logged else 0  # what it has got already
+
+        def log(self, values, step):
+            logged.append((step, values))
+
+        def finish(self):
+            ended.append(self)
+
+    fake(monkeypatch, "wandb", init=Run)
+    resumed(tmp_path, "wandb")
+    assert begun[0] == begun[1]
+    assert begun[0] == {
+        "id": read_json(tmp_path / "wandb.json")["id"],
+        "name": "run",
+        "dir": str(tmp_path),
+        "config": {"seed": 3},
+        "resume": "allow",
+    }
+    assert logged == [(step, {"train/loss": float(step)}) for step in range(5)]
+    assert len(ended) == 2
+
+
+@pytest.mark.parametrize(("name", "module"), [("tensorboard", "tensorboardX"), ("wandb", "wandb")])
+def test_a_package_that_is_missing_is_named_with_its_extra(name, module, monkeypatch):
+    message = rf"^--sinks={name}: {module} is not installed; pip install -e '\.\[{name}\]'$"
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ConfigError, match=message):
+        check_sinks([name])
+    fake(monkeypatch, module)  # what import makes of a directory of this name
+    with pytest.raises(ConfigError, match=message):
+        check_sinks([name])
+
+
+def test_an_unknown_sink_and_one_that_does_not_open_are_one_line(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match=r'^unknown sink "tensorbord"; did you mean "tensorboard"\?$'):
+        check_sinks(["tensorbord"])
+
+    def init(**_):
+        raise RuntimeError("no key:\n  log in")
+
+    fake(monkeypatch, "wandb", init=init)
+    with pytest.raises(ConfigError, match=r"^--sinks=wandb: no key: log in$"):
+        open_sinks(["wandb"], tmp_path, "run", {})
+
+
+@pytest.mark.slow  # of `.ci/run full`, which has the extra
+def test_tensorboardx_writes_event_files_with_each_step_once(tmp_path):
+    pytest.importorskip("tensorboardX")
+    from tensorboardX.proto.event_pb2 import Event
+
+    resumed(tmp_path, "tensorboard")
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    data, events = file.read_bytes(), []
+    while data:  # length in 8 bytes and its checksum in 4, the event, and its checksum in 4
+        (size,) = struct.unpack("<Q", data[:8])
+        events.append(Event.FromString(data[12 : 12 + size]))
+        data = data[16 + size :]
+    values = [(e.step, v.tag, v.simple_value) for e in events for v in e.summary.value]
+    assert values == [(step, "train/loss", float(step)) for step in range(5)]

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from sparsity.config import ConfigError, nearest
+from sparsity.writer import Progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,25 +210,31 @@ def check_state(found: Opened, params: Any, model_state: Any) -> None:
     check({**found.tensors, **found.statistics}, shapes, found.reader.shapes(), found.ignored)
 
 
-def load(tensors: Mapping[str, Tensor], abstract: Any, reader: Reader) -> Any:
+def load(tensors: Mapping[str, Tensor], abstract: Any, reader: Reader, progress: Progress | None = None) -> Any:
     """The parameters, each made shard by shard on its devices of the parts of tensors that it needs.
 
     Args:
       tensors: by the path of the parameter ("encoder/norm/scale").
       abstract: the parameters' shapes, dtypes and shardings.
       reader: the checkpoint.
+      progress: is shown the parameters that are made.
 
     Raises:
       ConfigError: a tensor has numbers that are not finite, in the parameter's dtype; or there is no memory for it.
     """
     flat = flax.traverse_util.flatten_dict(abstract, sep="/")
     out = {}
-    for path in sorted(
-        flat, key=lambda path: tensors[path].names
-    ):  # parts of one tensor together: it may be read whole
+    if progress is not None:
+        progress.start("checkpoint", 0, len(flat), "parameter")
+    # Parts of one tensor together: it may be read whole.
+    for path in sorted(flat, key=lambda path: tensors[path].names):
         leaf = flat[path]
         made = lambda index, path=path, leaf=leaf: _part(tensors[path], reader, index, leaf)
         out[path] = jax.make_array_from_callback(leaf.shape, leaf.sharding, made)
+        if progress is not None:
+            progress.update(len(out))
+    if progress is not None:
+        progress.stop()
     return flax.traverse_util.unflatten_dict(out, sep="/")
 
 

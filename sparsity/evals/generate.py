@@ -40,7 +40,17 @@ class Generated:
 
 
 def generate(subject: Subject) -> Result:
-    """Says up to `config.length` tokens after each line of the file `config.prompts`, `config.batch` lines at a time.
+    """What `say` says after each line of the file `config.prompts`.
+
+    Raises:
+      ConfigError: no such file, or a line that is empty, or what `say` raises.
+    """
+    found = say(subject, read_prompts(subject.config.prompts))
+    return Result(_measures(found, subject), {"generated": [dataclasses.asdict(one) for one in found]})
+
+
+def say(subject: Subject, prompts: Sequence[str]) -> list[Generated]:
+    """Says up to `config.length` tokens after each prompt, `config.batch` prompts at a time.
 
     At temperature 0 they are the most likely ones, else drawn (`decode.sampling`) as a function of (seed, line, place)
     alone. T5 reads a line and an end, and says what is to follow; where the line has sentinels, `<extra_id_0>` and so
@@ -49,8 +59,8 @@ def generate(subject: Subject) -> Result:
     In a mode of inference (`config.mode`) one device reads weights that are laid out for it.
 
     Raises:
-      ConfigError: a model that cannot do it, a mode that its sparsifier does not permit, data without a vocabulary, no
-        such file, a line that is empty, has too many tokens for the model's positions, a sentinel that does not exist
+      ConfigError: a model that cannot do it, a mode that its sparsifier does not permit, data without a vocabulary, a
+        prompt (a "line") without tokens, with too many for the model's positions, with a sentinel that does not exist
         or a token that the model does not have.
     """
     cfg, source = subject.config, subject.source
@@ -63,27 +73,36 @@ def generate(subject: Subject) -> Result:
         raise ConfigError(
             f"evals.names: generate needs text; {type(source).__name__} has no vocabulary to read it with"
         )
-    spans = "inputs" in model.inputs  # it was trained to say what was taken out of them
-    end = EOS if spans else source.vocabulary.end
-    prompts = read_prompts(cfg.prompts)
+    spans, end = _spans(model), _end(subject)
     rows = [_tokens(line, i, source, spans) for i, line in enumerate(prompts, 1)]
+    if not rows:
+        return []
     if not spans:
         _check_positions(model, rows, cfg.length)
     sampling = Sampling(cfg.temperature, cfg.top_p) if cfg.temperature else None
-    say, step = _compiled(model, source.classes, cfg.length, sampling, end), np.int32(subject.step)
+    compiled, step = _compiled(model, source.classes, cfg.length, sampling, end), np.int32(subject.step)
     seed = np.uint32((subject.seed if cfg.seed is None else cfg.seed) % 2**32)  # a run's may be larger
     drawn = lambda batch: () if sampling is None else (seed, batch["line"])
     said: list[np.ndarray] = []
     with jax.set_mesh(mesh):
         for batch in _batches(rows, cfg.batch, spmd.batch_devices(mesh)):
             batch = spmd.place_whole(mesh, batch)
-            said += list(spmd.fetch(say(params, batch["inputs"], batch["segments"], *drawn(batch), step)))
+            said += list(spmd.fetch(compiled(params, batch["inputs"], batch["segments"], *drawn(batch), step)))
     said = [_up_to(end, row) for row, _ in zip(said, rows, strict=False)]  # rows that filled the batch are left out
-    found = [
+    return [
         Generated(line, tuple(row.tolist()), text_of(row, source.vocabulary, spans))
         for line, row in zip(prompts, said, strict=True)
     ]
-    return Result(_measures(said, end, subject), {"generated": [dataclasses.asdict(one) for one in found]})
+
+
+def _spans(model: Any) -> bool:
+    """It was trained to say what was taken out of its inputs."""
+    return "inputs" in model.inputs
+
+
+def _end(subject: Subject) -> int | None:
+    """The token that ends what is said; None: nothing does."""
+    return EOS if _spans(subject.model) else subject.source.vocabulary.end
 
 
 def _as_read(subject: Subject) -> tuple[Any, Any]:
@@ -189,8 +208,8 @@ def _up_to(end: int | None, row: np.ndarray) -> np.ndarray:
     return row[: found[0] + 1] if len(found) else row
 
 
-def _measures(said: Sequence[np.ndarray], end: int | None, subject: Subject) -> tuple[Measure, ...]:
-    cfg = subject.config
+def _measures(found: Sequence[Generated], subject: Subject) -> tuple[Measure, ...]:
+    cfg, end, said = subject.config, _end(subject), [one.tokens for one in found]
     how = f"drawn at temperature {cfg.temperature:g} with top_p {cfg.top_p:g}" if cfg.temperature else "greedy"
     how += f", mode {cfg.mode}" if cfg.mode else ""
     of = f"{how}, at most {cfg.length}; mean over n prompts"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,18 @@ from sparsity.train.guard import Diverged
 from sparsity.train.loop import Hooks, train
 from sparsity.train.state import TrainState
 from sparsity.train.step import StepMetrics
-from sparsity.writer import MetricsWriter, NoMetrics, NoProgress, Progress, damaged_lines, read_metrics, write_json
+from sparsity.writer import (
+    MetricsWriter,
+    NoMetrics,
+    NoProgress,
+    Progress,
+    check_sinks,
+    damaged_lines,
+    mirror,
+    open_sinks,
+    read_metrics,
+    write_json,
+)
 
 # The evaluator that scores validations in training, by the model's task.
 VALIDATION = {"classification": "accuracy", "reconstruction": "reconstruction", "language": "language"}
@@ -41,7 +53,7 @@ def evaluate(subject: Subject, names: tuple[str, ...]) -> Result:
     return Result(tuple(m for r in results for m in r.measures), arrays)
 
 
-def run(config: RunConfig, workdir: str | Path, progress: Progress | None = None) -> Outcome:
+def run(config: RunConfig, workdir: str | Path, progress: Progress | None = None, sinks: Sequence[str] = ()) -> Outcome:
     """Trains and evaluates `config` in `workdir`; resumes what is there, returns at once if it ended.
 
     The run that it starts from is run first, unless there is a checkpoint of its own: then it needs the other no more.
@@ -50,20 +62,26 @@ def run(config: RunConfig, workdir: str | Path, progress: Progress | None = None
     Several processes call it together, with a workdir that all of them see; the first one claims and writes it, and
     alone has the measures of a run that had ended.
 
+    Args:
+      sinks: of `writer.SINKS`, by name: where the numbers of metrics.jsonl are shown too. No part of the config.
+
     Raises:
       WorkdirError: the workdir is unwritable, claimed, or belongs to another config.
-      ConfigError: the config does not fit the devices.
+      ConfigError: the config does not fit the devices, or a sink cannot be opened.
       Preempted: a stop signal came; the state is saved and the same call resumes.
     """
     progress = (progress or Progress()) if distributed.first() else NoProgress()
+    check_sinks(sinks)
     files = Workdir(workdir)
     with contextlib.ExitStack() as claim:
         if (ended := _ended(files, config, claim)) is not None:
+            if sinks and distributed.first():
+                mirror(files.metrics, open_sinks(sinks, files.path, config.name, config_lib.to_dict(config)))
             return ended
         engine = Engine(config)
         if distributed.first():
             write_json(files.config, config_lib.to_dict(config))
-        outcome = _train_and_evaluate(engine, files, progress)
+        outcome = _train_and_evaluate(engine, files, progress, sinks)
         if distributed.first():
             files.write_outcome(outcome)
     return outcome
@@ -91,7 +109,7 @@ def start_of(files: Workdir, config: RunConfig) -> Workdir | None:
     return None if config.start is None else Workdir(files.path.absolute().parent / directory_name(config.start))
 
 
-def _first_state(engine: Engine, files: Workdir, progress: Progress) -> TrainState | None:
+def _first_state(engine: Engine, files: Workdir, progress: Progress, sinks: Sequence[str]) -> TrainState | None:
     """The state of step 0: as the seed draws it, or with the last parameters of the run that this one starts from.
 
     That run is run first if there is something left to do of it. None if it diverged.
@@ -99,7 +117,7 @@ def _first_state(engine: Engine, files: Workdir, progress: Progress) -> TrainSta
     config, start = engine.config, start_of(files, engine.config)
     if start is None:
         return engine.new_state()[0]
-    ended = run(config.start, start.path, progress)
+    ended = run(config.start, start.path, progress, sinks)
     if ended.status == "diverged":
         progress.say(f"{config.name}: {config.start.name}, which it starts from, diverged")
         return None
@@ -107,12 +125,12 @@ def _first_state(engine: Engine, files: Workdir, progress: Progress) -> TrainSta
     return engine.state_of(last.params, last.model_state)
 
 
-def _train_and_evaluate(engine: Engine, files: Workdir, progress: Progress) -> Outcome:
+def _train_and_evaluate(engine: Engine, files: Workdir, progress: Progress, sinks: Sequence[str]) -> Outcome:
     config = engine.config
     with Checkpoints(files.checkpoints, config.keep, say=progress.say) as checkpoints:
         meta = {"config": config_lib.to_dict(config)}
         fresh = checkpoints.latest() is None
-        state = _first_state(engine, files, progress) if fresh else engine.restore(checkpoints)
+        state = _first_state(engine, files, progress, sinks) if fresh else engine.restore(checkpoints)
         if state is None:
             return Outcome("diverged", 0)
         start = int(jax.device_get(state.step))
@@ -126,7 +144,10 @@ def _train_and_evaluate(engine: Engine, files: Workdir, progress: Progress) -> O
             checkpoints.save(0, state, meta)  # so that a last good checkpoint always exists
         if damaged := damaged_lines(files.metrics):
             progress.say(f"{files.metrics}: {damaged} damaged lines are left out")
-        writer = MetricsWriter(files.metrics, start) if distributed.first() else NoMetrics()
+        writer: MetricsWriter | NoMetrics = NoMetrics()
+        if distributed.first():
+            shown = open_sinks(sinks, files.path, config.name, meta["config"])
+            writer = MetricsWriter(files.metrics, start, shown, progress.say)
         progress.start(config.name, start, config.steps)
         try:
             state = train(

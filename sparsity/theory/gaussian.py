@@ -182,6 +182,9 @@ class Activation:
       pieces: phi as straight pieces, for closed forms; None if it has none.
       breaks: where phi or a derivative jumps: quadrature runs between them.
 
+    Raises:
+      ValueError: phi does not return float64: its slopes are differences over 1e-6, which float32 does not resolve.
+
     >>> relu = Activation.of_pieces(threshold_pieces(0.0))
     >>> float(relu.power(4.0, 2))  # E relu(z)^2 = q / 2
     2.0
@@ -190,6 +193,11 @@ class Activation:
     phi: Callable[[np.ndarray], np.ndarray]
     pieces: tuple[Piece, ...] | None = None
     breaks: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        made = np.asarray(self.phi(np.zeros(1))).dtype
+        if made != np.float64:
+            raise ValueError(f"phi: must return float64, got {made}; write it with numpy or scipy, not jax.numpy")
 
     @classmethod
     def of_pieces(cls, pieces: Sequence[Piece]) -> Activation:

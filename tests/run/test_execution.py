@@ -2,18 +2,20 @@ import gc
 import json
 import os
 import signal
+import sys
+import types
 
 import jax
 import numpy as np
 import pytest
 
-from sparsity import recipes
+from sparsity import recipes, writer
 from sparsity.checkpoint import Checkpoints
 from sparsity.evals import EVALS
 from sparsity.layers.sparsify import HISTOGRAM_EDGES
 from sparsity.run import Engine, Workdir, WorkdirError, evaluate, run, run_config
 from sparsity.train.guard import Preempted
-from sparsity.writer import read_metrics
+from sparsity.writer import read_metrics, scalars
 from tests.run.runs import Quiet, digest, network_measures
 
 WITHOUT_ERROR = [["units", kind] for kind in ("above_0", "spread", "entropy", "flat")]
@@ -116,16 +118,27 @@ class StopAt3(Quiet):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_stopped_run_resumes_to_the_uninterrupted_result(finished, tmp_path):
+def test_a_stopped_run_resumes_to_the_uninterrupted_result_watched_or_not(finished, tmp_path, monkeypatch):
     config, workdir, outcome = finished
+    told = []
+    sink = types.SimpleNamespace(write=lambda step, values: told.append((step, values)), close=lambda: None)
+    monkeypatch.setitem(writer.SINKS, "tensorboard", lambda directory, name, config: told.clear() or sink)
+    monkeypatch.setitem(sys.modules, "tensorboardX", types.SimpleNamespace(SummaryWriter=None))
     with pytest.raises(Preempted):
-        run(run_config(config), tmp_path / "w", StopAt3())
+        run(run_config(config), tmp_path / "w", StopAt3(), ["tensorboard"])
+    assert told
     assert Workdir(tmp_path / "w").read_outcome() is None
-    resumed = run(run_config(config), tmp_path / "w", Quiet())
+    resumed = run(run_config(config), tmp_path / "w", Quiet(), ["tensorboard"])
     assert digest(tmp_path / "w") == digest(workdir)
     assert network_measures(resumed) == network_measures(outcome)
     steps = [r["step"] for r in read_metrics(tmp_path / "w" / "metrics.jsonl") if r["kind"] == "train"]
     assert steps == [0, 1, 2, 3, 4, 5]
+    records = read_metrics(tmp_path / "w" / "metrics.jsonl")
+    expected = [(r["step"], scalars(r)) for r in records]
+    assert told == expected
+    told.append("of the run before")
+    assert run(run_config(config), tmp_path / "w", Quiet(), ["tensorboard"]).resumed
+    assert told == expected
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the restore that fails

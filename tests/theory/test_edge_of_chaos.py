@@ -199,6 +199,7 @@ REFUSED = [
     (lambda: thresholded(-0.5), r"^tau: must be at least 0, got -0.5$"),
     (lambda: at(Activation(lambda z: 0 * z + 1)), r"^q: the activation is flat under N\(0, 1\)"),
     (lambda: at(Activation(lambda z: 1 / (1 + np.exp(-z)))), r"^q: .* need a negative bias variance, -5.5"),
+    (lambda: Activation(lambda z: np.tanh(z.astype(np.float32))), r"^phi: must return float64, got float32; write it"),
     (lambda: bifurcation(0.3), r"^sparsity: "),
 ]
 
