@@ -9,7 +9,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["sparsity", "sparsity.*", "launch"]),
-    package_data={"launch": ["*.sh"]},
+    package_data={"launch": ["*.sh"], "sparsity.studies.report": ["*.css", "*.html", "*.js"]},
     install_requires=[
         "absl-py>=2.1",
         "array-record>=0.8",
@@ -45,6 +45,7 @@ setup(
         "wandb": ["wandb>=0.17"],
         "gcs": ["etils[epath-gcs]"],
         "docs": ["pdoc>=15"],
+        "browser": ["playwright>=1.50"],  # and a Chromium: its own, or the system's
         "notebooks": ["ipykernel>=6", "nbmake>=1.5"],
     },
 )

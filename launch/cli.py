@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import os
 import re
+import shlex
 import signal
 import sys
 import textwrap
@@ -63,6 +64,19 @@ def say(text: str) -> None:
 def overrides() -> frozenset[str]:
     """The dotted config keys given on the command line."""
     return frozenset(config_flags.get_override_values(flags.FLAGS["config"]))
+
+
+def command() -> str:
+    """What was called, as a line for somebody else's shell: its workdir is W."""
+    words, rest = [], iter(sys.argv[1:])
+    for word in rest:
+        name, equals, _ = word.partition("=")
+        if name.lstrip("-") == "workdir":
+            word = "--workdir=W"
+            if not equals:
+                next(rest, None)  # its value
+        words.append(word)
+    return shlex.join(["python", "-m", f"launch.{Path(sys.argv[0]).stem}", *words])
 
 
 def main(body: Callable[[], int], more: str = "") -> None:

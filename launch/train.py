@@ -64,7 +64,7 @@ def train() -> int:
     if outcome.resumed and files.report.exists():
         print(f"{config.name}: finished already ({outcome.step} steps); nothing to do. Report: {files.report}")
         return cli.DONE
-    report.write_run_report(files)
+    report.write_run_report(files, cli.command())
     print(report.text_table({config.name: outcome}))
     print(f"report: {files.report}")
     return cli.DONE

@@ -50,7 +50,6 @@ def test_every_file_of_the_package_has_its_place_in_a_test():
         "sparsity/recipes/llama.py": "tests/models/test_llama.py",
         "sparsity/recipes/li2022_paper_scale.py": "tests/test_recipes.py",
         "sparsity/recipes/price2024.py": "tests/test_recipes.py",
-        "sparsity/studies/report.py": "tests/studies/test_runner.py",
         "sparsity/studies/quickstart.py": "tests/studies/test_runner.py",
     }
     for path in sorted((ROOT / "sparsity").rglob("*.py")):

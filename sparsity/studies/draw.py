@@ -74,21 +74,25 @@ def training_curves(runs: Runs) -> Drawing:
     for i, (name, view) in enumerate(runs.items()):
         train, validation = view.records("train"), view.records("validation")
         for axis, key, val_keys in ((axes[0], "loss", ("nll", "mse")), (axes[1], "accuracy", ("accuracy",))):
-            if key not in train[0]:
+            if not train or key not in train[0]:
                 continue
             steps, values = smoothed([r["step"] for r in train], [r[key] for r in train], 25)
             axis.plot(steps, values, color=f"C{i}", label=f"{name}, training")
             points = [(r["step"], r[k]) for r in validation for k in val_keys if k in r]
-            axis.plot(*zip(*points, strict=True), "o:", color=f"C{i}", ms=4, label=f"{name}, validation")
+            if points:
+                axis.plot(*zip(*points, strict=True), "o:", color=f"C{i}", ms=4, label=f"{name}, validation")
     axes[0].set(yscale="log", xlabel="step", ylabel="loss")
     axes[1].set(xlabel="step", ylabel="accuracy", ylim=(None, 1.01))
-    axes[1 if axes[1].lines else 0].legend()
+    if len(runs) > 3:
+        legend_beside(axes[0])
+    else:
+        axes[1 if axes[1].lines else 0].legend()
     return done(figure)
 
 
 def nonzero_by_step(runs: Runs) -> Drawing:
     """Nonzero % of each MLP layer on training batches against step, log y, ±1 SE (Li et al., Fig. 1)."""
-    figure, axes = panels(1, len(runs), sharey=True)
+    figure, axes = _one_each(runs, "nonzero activations (%)")
     for axis, (name, view) in zip(axes, runs.items(), strict=True):
         rows = view.records("sparsity")
         layers = list(rows[0]["layers"]) if rows else []
@@ -97,28 +101,26 @@ def nonzero_by_step(runs: Runs) -> Drawing:
         for layer, color in zip(layers, _layer_colors(len(layers)), strict=True):
             mean = 100 * np.array([r["layers"][layer]["nonzero"] for r in rows])
             se = 100 * np.array([r["layers"][layer]["se"] or 0 for r in rows])
-            axis.plot(steps, mean, color=color, label=layer if layer in shown else None)
+            axis.plot(steps, mean, color=color, label=layer if layer in shown else f"_{layer}")
             axis.fill_between(steps, mean - se, mean + se, color=color, alpha=0.2, lw=0)
         axis.set(title=name, xlabel="step", ylim=(1, 100), yscale="log")  # in this order: all may be 0
         axis.set_yticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
-    axes[0].set_ylabel("nonzero activations (%)")
     axes[0].legend()
     return done(figure)
 
 
 def firing_rates(runs: Runs) -> Drawing:
     """Share of tokens on which each unit is nonzero, units sorted, per layer (Li et al., Fig. 3)."""
-    figure, axes = panels(1, len(runs), sharey=True)
+    figure, axes = _one_each(runs, "tokens on which it fires (%)")
     for axis, (name, view) in zip(axes, runs.items(), strict=True):
         rates = view.outcome.arrays.get("firing_rates", {})
         shown = _some(list(rates))
         for (layer, values), color in zip(rates.items(), _layer_colors(len(rates)), strict=True):
-            label = layer if layer in shown else None
+            label = layer if layer in shown else f"_{layer}"
             axis.plot(np.arange(1, len(values) + 1) / len(values), 100 * np.asarray(values), color=color, label=label)
         axis.set(title=name, xlabel="unit, sorted (share of layer)", yscale="symlog", ylim=(0, 105))
         axis.set_yscale("symlog", linthresh=0.1)
         axis.set_yticks([0, 0.1, 1, 10, 100], ["0", "0.1", "1", "10", "100"])
-    axes[0].set_ylabel("tokens on which it fires (%)")
     if axes[0].lines:
         axes[0].legend()
     return done(figure)
@@ -126,13 +128,15 @@ def firing_rates(runs: Runs) -> Drawing:
 
 def pre_activations(runs: Runs) -> Drawing:
     """Histograms of pre-activations, first and last record of training, per layer (eight of many) and run."""
-    layers = _some(list(next(iter(runs.values())).records("sparsity")[0]["layers"]))
-    figure, axes = panels(len(runs), len(layers), height=1.8, sharex=True)
+    layers = {name: _some(list(view.records("sparsity")[0]["layers"])) for name, view in runs.items()}
+    figure, axes = panels(len(runs), max(map(len, layers.values())), height=1.8, sharex=True)
     centres = (HISTOGRAM_EDGES[:-1] + HISTOGRAM_EDGES[1:]) / 2
     width = HISTOGRAM_EDGES[1] - HISTOGRAM_EDGES[0]
     for row, (name, view) in zip(np.atleast_2d(axes), runs.items(), strict=True):
         rows = view.records("sparsity")
-        for axis, layer in zip(row, layers, strict=True):
+        for axis in row[len(layers[name]) :]:
+            axis.set_visible(False)
+        for axis, layer in zip(row, layers[name], strict=False):
             for record, color, label in ((rows[0], "C7", "start"), (rows[-1], "C3", "end")):
                 counts = np.asarray(record["layers"][layer]["histogram"])
                 # Tails beyond the edges are part of the total, not drawn.
@@ -148,16 +152,15 @@ def pre_activations(runs: Runs) -> Drawing:
 
 def reliability_diagram(runs: Runs) -> Drawing:
     """Accuracy against mean confidence per bin; area of a dot: examples in the bin (Guo et al. 2017)."""
-    figure, axes = panels(1, len(runs), height=3.2, sharey=True)
+    figure, axes = _one_each(runs, "accuracy", height=3.2)
     for axis, (name, view) in zip(axes, runs.items(), strict=True):
-        axis.plot([0, 1], [0, 1], "k:", lw=1)
+        axis.plot([0, 1], [0, 1], "k:", lw=1, label="_as confident as right")
         bins = view.outcome.arrays.get("reliability")
         if bins:
             count = np.asarray(bins["count"], float)
             axis.scatter(bins["confidence"], bins["accuracy"], s=10 + 300 * count / count.sum(), alpha=0.7)
         ece = view.measures().get("ece")
         axis.set(title=f"{name}\nECE {ece}" if ece else name, xlabel="confidence", xlim=(0, 1.03), ylim=(0, 1.03))
-    axes[0].set_ylabel("accuracy")
     return done(figure)
 
 
@@ -201,8 +204,20 @@ FIGURES: dict[str, Callable[[Runs], Drawing]] = {
     "Calibration": reliability_diagram,
 }
 
-# The array of the final evaluation that a figure shows: without its evaluator there is nothing to draw.
-ARRAYS = {"Firing rates": "firing_rates", "Calibration": "reliability"}
+# What a figure is drawn from: records of a kind, or an array of the final evaluation.
+_OF = {
+    "Nonzero activations": "sparsity",
+    "Training": "train",
+    "Firing rates": "firing_rates",
+    "Pre-activations": "sparsity",
+    "Calibration": "reliability",
+}
+
+
+def drawable(runs: Runs) -> dict[str, Callable[[Runs], Drawing]]:
+    """The figures of training runs for which each of these has something to draw."""
+    has = {name: {*view.outcome.arrays, *(r["kind"] for r in view.metrics)} for name, view in runs.items()}
+    return {heading: figure for heading, figure in FIGURES.items() if all(_OF[heading] in of for of in has.values())}
 
 
 def panels(rows: int, columns: int, height: float = 2.9, **kwargs: Any) -> tuple[Figure, Any]:
@@ -212,6 +227,18 @@ def panels(rows: int, columns: int, height: float = 2.9, **kwargs: Any) -> tuple
             rows, columns, figsize=(9.5, height * rows), squeeze=False, layout="constrained", **kwargs
         )
     return figure, axes[0] if rows == 1 else axes
+
+
+def _one_each(runs: Runs, y_label: str, height: float = 2.9) -> tuple[Figure, np.ndarray]:
+    """A figure and one panel a run, three in a row at most; all share the y axis."""
+    columns = min(len(runs), 3)
+    figure, axes = panels(-(-len(runs) // columns), columns, height, sharey=True)
+    axes = np.ravel(axes)
+    for axis in axes[::columns]:
+        axis.set_ylabel(y_label)
+    for axis in axes[len(runs) :]:
+        axis.set_visible(False)
+    return figure, axes[: len(runs)]
 
 
 def log_y(axis: Any) -> None:

@@ -240,7 +240,7 @@ def run_study(
             continue
         # Hundreds of runs are read in the study's own table; `launch.train` makes the page of one when asked.
         if not study.table and outcome.status == "finished" and not files.report.exists():
-            report.write_run_report(files)
+            report.write_run_report(files, f"{_command(study, scale)} --only=name={config.name}")
         records.append(Record(config, files, outcome))
     if not distributed.first():
         return Results("", None)
@@ -255,9 +255,14 @@ def run_study(
     manifest = _manifest(study, records, rows, findings, judgements)
     if _standing(page) == manifest:
         return Results(f"{text}\n\n{study.name}: finished already; nothing to do.", page)
-    _write(study, page, records, rows, findings, judgements)
+    _write(study, page, records, rows, findings, judgements, _command(study, scale))
     write_text(page.parents[1] / "study.json", manifest)  # last: it says that all is there
     return Results(text, page)
+
+
+def _command(study: Study, scale: str) -> str:
+    """What runs the study for a reader of its page, in a workdir of their own."""
+    return f"python -m launch.reproduce --study={study.name} --scale={scale} --workdir=W"
 
 
 class _Clock:
@@ -313,6 +318,7 @@ def _write(
     rows: list[Row],
     findings: Sequence[str],
     judgements: Sequence[Judgement],
+    command: str,
 ) -> None:
     """Writes the study's files."""
     page.parent.mkdir(parents=True, exist_ok=True)
@@ -331,5 +337,5 @@ def _write(
         write_bytes(folder / "figure.png", first.drawing.png())
         write_text(folder / "figure.svg", first.drawing.svg())
     table = report.Table.of(study.table, rows) if study.table else None
-    page_text = report.results_page(study.title, study.introduction, findings, runs, figures, judgements, table)
-    write_text(page, page_text)
+    said = report.Page(study.title, study.introduction, runs, figures, command, findings, judgements, table)
+    write_text(page, report.render(said))

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 
 import pytest
 
@@ -53,7 +54,9 @@ def test_train_leaves_a_workdir_and_prints_its_table(trained):
     assert page.count("<svg") == 3  # without the evaluators of two figures
     assert not {"Firing rates", "Calibration"} & set(re.findall(r"<h2>(.*?)</h2>", page))
     assert "UserWarning" not in err
-    assert "http" not in page.split("</head>")[0]  # self-contained: nothing is fetched
+    assert "://" not in page  # self-contained: nothing is fetched
+    command = re.search(r">(python -m launch[.]train --config=configs/quickstart[.]py:top_k .*)<", page)[1]
+    assert command.endswith(" --workdir=W")
 
 
 def test_train_again_says_finished_and_writes_nothing(launch, trained):
@@ -72,6 +75,27 @@ def test_a_report_lost_to_a_kill_is_written_by_the_next_call(launch, trained):
     code, _, _ = launch("train", *TINY, f"--workdir={workdir}")
     assert code == cli.DONE
     assert (workdir / "report" / "index.html").read_bytes() == page
+
+
+def test_report_writes_the_page_of_runs_from_their_files(launch, trained, tmp_path):
+    workdir, _ = trained
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
+    page = tmp_path / "page.html"
+    code, out, err = launch("report", f"--workdir={workdir}", f"--out={page}")
+    assert code == cli.DONE, err
+    assert out == f"report: {page}\n"
+    named = lambda text: re.findall(r'<a class="term".*?>(.*?)<', text)
+    assert named(page.read_text()) == named((workdir / "report" / "index.html").read_text())
+    assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == before
+    code, _, err = launch("report", f"--workdir={workdir},{tmp_path}", f"--out={page}")
+    assert (code, err.count("\n")) == (cli.BAD_INPUT, 1)
+    assert f"workdir {tmp_path}: holds no run" in err
+
+
+def test_a_call_is_said_with_a_workdir_of_the_readers_own(monkeypatch):
+    called = ["/somewhere/launch/train.py", "--workdir", "/home/me/w", "--config=a b.py", "-workdir=x"]
+    monkeypatch.setattr(sys, "argv", called)
+    assert cli.command() == "python -m launch.train --workdir=W '--config=a b.py' --workdir=W"
 
 
 def test_evaluate_prints_the_recorded_numbers_bit_for_bit(launch, trained, tmp_path):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from sparsity.run import Outcome
 from sparsity.studies import draw
 
 
@@ -37,6 +38,22 @@ def test_a_network_whose_activations_are_all_zero_is_drawn_on_the_log_scale_too(
     view = draw.RunView(None, [{"kind": "sparsity", "step": step, "layers": layers} for step in (0, 1)], {})
     (axis,) = draw.nonzero_by_step({"shifted": view}).figure.axes
     assert (axis.get_yscale(), axis.get_ylim()) == ("log", (1, 100))
+
+
+def test_runs_of_different_depth_stand_side_by_side():
+    counts = np.ones(len(draw.HISTOGRAM_EDGES) + 1).tolist()
+
+    def of_depth(layers):
+        record = {f"block_{i}": {"nonzero": 0.5, "se": None, "histogram": counts} for i in range(layers)}
+        return draw.RunView(Outcome("finished", 1), [{"kind": "sparsity", "step": 0, "layers": record}], {})
+
+    runs = {f"{layers}_layers": of_depth(layers) for layers in (1, 3, 2, 1)}
+    assert list(draw.drawable(runs)) == ["Nonzero activations", "Pre-activations"]
+    histograms = draw.pre_activations(runs).figure.axes
+    assert [sum(axis.get_visible() for axis in histograms[3 * i : 3 * i + 3]) for i in range(4)] == [1, 3, 2, 1]
+    panels = [axis for axis in draw.nonzero_by_step(runs).figure.axes if axis.get_visible()]
+    assert [axis.get_title() for axis in panels] == list(runs)
+    assert [bool(axis.get_ylabel()) for axis in panels] == [True, False, False, True]  # three in a row
 
 
 def test_a_unit_without_weights_is_grey():
