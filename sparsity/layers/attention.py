@@ -49,9 +49,9 @@ class SelfAttention(nn.Module):
 
         settings = {"use_bias": self.use_bias, "dtype": self.dtype}
 
-        def project(name, length):
+        def project(name, length_axis):
             out = dense(d_model, ("embed", "heads"), kernel_init=self.kernel_init, name=name, **settings)
-            return axes.constrain(out(x_BxLxD).reshape(split), ("batch", length, "heads", "head_dim"))
+            return axes.constrain(out(x_BxLxD).reshape(split), ("batch", length_axis, "heads", "head_dim"))
 
         # Every query reads all keys and values: they are gathered where the length is split.
         q_BxLxHxK, k_BxMxHxK, v_BxMxHxK = project("query", "length"), project("key", None), project("value", None)
@@ -105,11 +105,11 @@ class T5Attention(nn.Module):
           ValueError: `ctx.place` without the cache of the tokens before it.
         """
 
-        def project(name, y_BxLxD, length, scale=1.0):
+        def project(name, y_BxLxD, length_axis, scale=1.0):
             init = nn.initializers.variance_scaling(scale, "fan_in", "normal")
             out = dense(self.heads * self.head_dim, ("embed", "heads"), kernel_init=init, name=name, **settings)
             split = (*y_BxLxD.shape[:2], self.heads, self.head_dim)
-            return axes.constrain(out(y_BxLxD).reshape(split), ("batch", length, "heads", "head_dim"))
+            return axes.constrain(out(y_BxLxD).reshape(split), ("batch", length_axis, "heads", "head_dim"))
 
         settings = {"use_bias": False, "dtype": self.dtype}
         q_BxLxHxK = project("query", x_BxLxD, "length", 1 / self.head_dim)

@@ -63,10 +63,10 @@ class RotaryAttention(nn.Module):
         batch, length, d_model = x_BxLxD.shape
         settings = {"use_bias": False, "dtype": self.dtype, "kernel_init": gpt2_weights()}
 
-        def project(name, heads, length):
+        def project(name, heads, length_axis):
             out = dense(heads * self.head_dim, ("embed", "heads"), name=name, **settings)
             split = (batch, length, heads, self.head_dim)
-            return axes.constrain(out(x_BxLxD).reshape(split), ("batch", length, "heads", "head_dim"))
+            return axes.constrain(out(x_BxLxD).reshape(split), ("batch", length_axis, "heads", "head_dim"))
 
         turn = lambda y_BxLxHxK: rotated(y_BxLxHxK, self.theta, ctx.position_B, ctx.slots)
         q_BxLxHxK = turn(project("query", self.heads, "length"))
