@@ -97,7 +97,7 @@ class StepPlan:
       parameters: numbers that training changes, over all devices.
       flops: of a step, over all devices: three times the forward matrix products, whatever is computed again.
       parameter_bytes: of parameters, and as much again of their gradients.
-      optimizer_bytes: of the optimizer's state and of running statistics.
+      optimizer_bytes: of the optimizer's state, of running statistics and the step's number.
       kept_bytes: estimated: what the backward pass needs of the forward pass.
       program: what the compiler says; None where it was not asked.
     """
@@ -213,7 +213,7 @@ def plan_step(config: RunConfig, machine: Machine) -> StepPlan:
         parameters=run_cost.parameters,
         flops=run_cost.training_flops / config.steps,
         parameter_bytes=_held(state.params),
-        optimizer_bytes=_held((state.opt_state, state.model_state)),
+        optimizer_bytes=_held((state.step, state.opt_state, state.model_state)),
         kept_bytes=kept_bytes(engine),
         program=None if machine.compiler is None else _compile(engine),
     )
@@ -272,8 +272,11 @@ def _compile(engine: Engine) -> Program:
                 raise
             return _refused(str(error), time.monotonic() - began)
         seconds = time.monotonic() - began
-    memory = compiled.memory_analysis()
-    return Program(memory.peak_memory_in_bytes, memory.argument_size_in_bytes, collectives(compiled.as_text()), seconds)
+    memory, exchanged = compiled.memory_analysis(), collectives(compiled.as_text())
+    given, peak = memory.argument_size_in_bytes, memory.peak_memory_in_bytes
+    if engine.mesh.devices.flat[0].platform == "cpu":  # which leaves temporaries out of it
+        peak = given + memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes
+    return Program(peak, given, exchanged, seconds)
 
 
 def _refused(message: str, seconds: float) -> Program:

@@ -18,6 +18,7 @@ from sparsity.config import ConfigError
 LOCAL = "local"
 _DESCRIBED = {  # so that libtpu asks no metadata server which TPU this is, and another process may use it too
     "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",

@@ -29,7 +29,7 @@ def test_the_state_is_split_over_the_model_axis_alone(planned):
     split, whole = 4 * (2 * PIXELS * UNITS + UNITS), 4 * PIXELS
     assert planned.parameters == (split + whole) // 4
     assert planned.parameter_bytes == split // 2 + whole
-    assert planned.optimizer_bytes == pytest.approx(2 * planned.parameter_bytes, abs=64)  # and counters
+    assert planned.optimizer_bytes == pytest.approx(2 * planned.parameter_bytes, abs=16)  # and three counters
     assert planned.mesh == Engine(autoencoder()).mesh.shape
     assert planned.flops == 3 * 2 * 2 * PIXELS * UNITS * BATCH
 
