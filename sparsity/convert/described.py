@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,6 +65,21 @@ def model_of(model: Callable[[], T]) -> T:
         raise
     except ValueError as error:
         raise ConfigError(f"{CONFIG}: {error}") from error
+
+
+def check_names(file: Path) -> None:
+    """That a whole file of safetensors has no name twice in its header: its reader takes the last of them."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            raise ConfigError(f"--path: {max(names, key=names.count)} is twice in the header of {file}")
+        return found
+
+    with open(file, "rb") as opened:
+        header = opened.read(struct.unpack("<Q", opened.read(8))[0])
+    json.loads(header, object_pairs_hook=once)
 
 
 def check_layers(shapes: Mapping[str, tuple[int, ...]], *layers: int) -> None:

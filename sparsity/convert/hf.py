@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sparsity.config import ConfigError, lookup, path_of
-from sparsity.convert.described import CONFIG, check_layers, model_of, read_section, value_of
+from sparsity.convert.described import CONFIG, check_layers, check_names, model_of, read_section, value_of
 from sparsity.convert.tensors import MATRIX, Opened, Tensor, linear, norm, sizes_of, unload
 from sparsity.convert.vit import NEW_HEAD, cls_tensor, pixels_of, position_tensor, side_of, torch_patches, vit_settings
 from sparsity.layers.mlp import MLPConfig
@@ -52,12 +52,14 @@ class HuggingFace:
         self._file_of, first = {}, {}
         for file in files:
             if not file.is_file():
-                raise ConfigError(f"--path: {INDEX} names {file.name}, which is not in {self.path}")
+                named = f"{INDEX} names {file.name}, which is not in {self.path}"
+                raise ConfigError(f"--path: {named if index.is_file() else f'{file} is no file'}")
             try:
                 # Opened files are mapped into memory: what is not asked for is not read.
                 found = self._opened.enter_context(safetensors.safe_open(file, "numpy"))
             except (safetensors.SafetensorError, OSError) as error:
                 raise ConfigError(f"--path: {file} is no whole file of safetensors ({error})") from error
+            check_names(file)
             for name in found.keys():  # noqa: SIM118
                 if name in first:
                     raise ConfigError(f"--path: {name} is in {first[name]} and in {file.name}; leave one of them there")
@@ -90,7 +92,13 @@ def _indexed(index: Path) -> list[Path]:
     names = set()
     for tensor, name in tensors.items():
         # A checkpoint may come from anywhere: what it names outside of its directory is not opened.
-        if not isinstance(name, str) or Path(name).name != name or not name.isprintable() or len(name) > 200:
+        if (
+            not isinstance(name, str)
+            or not name
+            or Path(name).name != name
+            or not name.isprintable()
+            or len(name) > 200
+        ):
             raise ConfigError(
                 f"--path: {INDEX} has {tensor} in {name!r:.80}, which is not the name of a file beside it"
             )

@@ -255,17 +255,24 @@ def outcome(kind: str, section: dict[str, Any], place: Place, value: Any) -> str
     return "refused"
 
 
+def outcomes(kind: str, number: int) -> collections.Counter:
+    """How many of `number` cases are built and refused."""
+    tried = collections.Counter()
+
+    @settings(max_examples=number, database=None, suppress_health_check=list(HealthCheck))
+    @given(cases(kind))
+    def one(case):
+        tried[outcome(kind, *case)] += 1
+
+    one()
+    return tried
+
+
 @pytest.mark.parametrize("number", [200, pytest.param(2000, marks=pytest.mark.slow)])
 def test_whatever_stands_in_a_config_it_is_built_or_refused_in_a_line_that_names_it(number):
     tried = collections.Counter()
     for kind in KINDS:
-
-        @settings(max_examples=number // len(KINDS), database=None, suppress_health_check=list(HealthCheck))
-        @given(cases(kind))
-        def one(case, kind=kind):
-            tried[kind, outcome(kind, *case)] += 1
-
-        one()
+        tried.update({(kind, how): n for how, n in outcomes(kind, number // len(KINDS)).items()})
     assert {kind: sum(tried[kind, how] for how in ("built", "refused")) for kind in KINDS} == dict.fromkeys(
         KINDS, number // len(KINDS)
     )
