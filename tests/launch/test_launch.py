@@ -55,7 +55,7 @@ def test_train_leaves_a_workdir_and_prints_its_table(trained):
     assert not {"Firing rates", "Calibration"} & set(re.findall(r"<h2>(.*?)</h2>", page))
     assert "UserWarning" not in err
     assert "://" not in page  # self-contained: nothing is fetched
-    command = re.search(r">(python -m launch[.]train --config=configs/quickstart[.]py:top_k .*)<", page)[1]
+    command = re.search(r">(python -m launch[.]train --config=configs/quickstart[.]py:top_k [^<]*)<", page)[1]
     assert command.endswith(" --workdir=W")
 
 

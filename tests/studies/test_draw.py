@@ -47,7 +47,7 @@ def test_runs_of_different_depth_stand_side_by_side():
         record = {f"block_{i}": {"nonzero": 0.5, "se": None, "histogram": counts} for i in range(layers)}
         return draw.RunView(Outcome("finished", 1), [{"kind": "sparsity", "step": 0, "layers": record}], {})
 
-    runs = {f"{layers}_layers": of_depth(layers) for layers in (1, 3, 2, 1)}
+    runs = {f"run_{i}": of_depth(layers) for i, layers in enumerate((1, 3, 2, 1))}
     assert list(draw.drawable(runs)) == ["Nonzero activations", "Pre-activations"]
     histograms = draw.pre_activations(runs).figure.axes
     assert [sum(axis.get_visible() for axis in histograms[3 * i : 3 * i + 3]) for i in range(4)] == [1, 3, 2, 1]

@@ -25,8 +25,8 @@ from sparsity.writer import read_json, read_metrics, write_text
 
 # Runs a config.json again, wherever it came from.
 _AGAIN = (
-    'python -c "import json; from sparsity.run import run, run_config; '
-    "run(run_config(json.load(open('config.json'))), 'W')\""
+    'python -c "from pathlib import Path; from sparsity.run import run, run_config; '
+    "from sparsity.writer import read_json; run(run_config(read_json(Path('config.json'))), 'W')\""
 )
 
 
