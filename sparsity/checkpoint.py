@@ -46,6 +46,10 @@ class CheckpointError(ConfigError):
     """A checkpoint that cannot be used: the message is one line, fit to be printed alone."""
 
 
+class DamagedError(CheckpointError):
+    """It is damaged, and there is no other that will do."""
+
+
 def to_stderr(line: str) -> None:
     """Says a line to the user."""
     print(line, file=sys.stderr, flush=True)
@@ -122,6 +126,10 @@ class Checkpoints:
         """The last step saved whole, damaged or not, or None."""
         return distributed.agreed(self._manager.latest_step)
 
+    def steps(self) -> list[int]:
+        """The steps saved whole, damaged or not, in order."""
+        return sorted(self._manager.all_steps())
+
     def restore(self, abstract_state: Any, step: int | None = None) -> Any:
         """The state saved at `step`, by default at the latest whose arrays are what was saved, onto its shardings.
 
@@ -133,7 +141,8 @@ class Checkpoints:
 
         Raises:
           FileNotFoundError: there is no checkpoint, or not the one that was asked for.
-          CheckpointError: all of them are damaged, or the one that was asked for is; or they hold another state.
+          DamagedError: all of them are damaged, or the one that was asked for is.
+          CheckpointError: they hold another state.
         """
         self._manager.wait_until_finished()  # one that is being saved is listed before it is there
         there = distributed.agreed(lambda: sorted(self._manager.all_steps(), reverse=True))
@@ -154,7 +163,7 @@ class Checkpoints:
             return state
         why = "; ".join(f"{one}: {reason}" for one, reason in damaged.items())
         which = "all of them are" if step is None else "the one asked for is"
-        raise CheckpointError(f"checkpoints {self._directory}: {which} damaged ({why})")
+        raise DamagedError(f"checkpoints {self._directory}: {which} damaged ({why})")
 
     def _set_aside(self, damaged: Mapping[int, str], used: int) -> None:
         """Says which checkpoints are damaged, and renames them, so that nothing takes them for whole again."""

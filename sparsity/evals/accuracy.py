@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from sparsity.evals.calibration import by_rows, log_softmax
-from sparsity.evals.result import Measure, Result, Subject, mean_and_se
+from sparsity.evals.result import ByExample, Measure, Result, Subject, mean_and_se
 
 
 def accuracy(subject: Subject) -> Result:
@@ -18,5 +18,6 @@ def accuracy(subject: Subject) -> Result:
         (
             Measure("accuracy", *mean_and_se(clean.correct), n, f"share of {split} examples whose label is the argmax"),
             Measure("nll", *mean_and_se(nll), n, f"mean over {split} examples of -log p(label), in nats", "nats"),
-        )
+        ),
+        by_example={"accuracy": ByExample(clean.correct), "nll": ByExample(nll)},
     )

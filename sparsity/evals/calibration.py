@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from sparsity.evals.result import Measure, Result, Subject, mean_and_se
+from sparsity.evals.result import ByExample, Measure, Result, Subject, mean_and_se
 
 _RESAMPLES = 1000
 _ROWS = 4096  # of logits that are held in float64 at once
@@ -126,7 +126,8 @@ def calibration(subject: Subject) -> Result:
         se = float(np.std([error(confidence[i], clean.correct[i], bins) for i in resamples], ddof=1))
         measures.append(Measure(name, value, se, n, f"expected calibration error: sum over {rule} {by}"))
     text = "Brier's score: mean over examples of the sum over classes of (probability - 1 for the label, else 0)^2"
-    measures.append(Measure("brier", *mean_and_se(by_rows(brier, clean.logits, clean.labels)), n, text, ""))
+    scores = by_rows(brier, clean.logits, clean.labels)
+    measures.append(Measure("brier", *mean_and_se(scores), n, text, ""))
     diagram = reliability(confidence, clean.correct, bins)
     arrays = {f: getattr(diagram, f).tolist() for f in ("count", "confidence", "accuracy")}
-    return Result(tuple(measures), {"reliability": arrays})
+    return Result(tuple(measures), {"reliability": arrays}, {"brier": ByExample(scores)})

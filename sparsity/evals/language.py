@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparsity.evals.result import Measure, Result, Subject, mean_and_se
+from sparsity.evals.result import ByExample, Measure, Result, Subject, mean_and_se
 
 
 def language(subject: Subject) -> Result:
@@ -23,12 +23,20 @@ def language(subject: Subject) -> Result:
         Measure("perplexity", perplexity, error, n, f"exp of the mean {counted} of -log p(token)", ""),
         Measure("accuracy", *correct, n, f"share {counted} of tokens that are the argmax"),
     ]
+    found = {
+        "nll": ByExample(losses.loss, losses.count),
+        "accuracy": ByExample(losses.correct, losses.count),
+    }
     if losses.sentence_loss is not None:
         asked = f"of n {split} pairs of texts, of whether the second follows the first"
         nats, right = (mean_and_se(x) for x in (losses.sentence_loss, losses.sentence_correct))
         measures.append(Measure("next_sentence.nll", *nats, n, f"mean of -log p(label) {asked}, in nats", "nats"))
         measures.append(Measure("next_sentence.accuracy", *right, n, f"share {asked}, that are said right"))
-    return Result(tuple(measures))
+        found |= {
+            "next_sentence.nll": ByExample(losses.sentence_loss),
+            "next_sentence.accuracy": ByExample(losses.sentence_correct),
+        }
+    return Result(tuple(measures), by_example=found)
 
 
 def _ratio(values: np.ndarray, counts: np.ndarray) -> tuple[float, float | None]:

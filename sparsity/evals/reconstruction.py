@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparsity.evals.result import Measure, Result, Subject, mean_and_se
+from sparsity.evals.result import ByExample, Measure, Result, Subject, mean_and_se
 
 
 def reconstruction(subject: Subject) -> Result:
@@ -24,6 +24,7 @@ def reconstruction(subject: Subject) -> Result:
             Measure("explained", 1 - float(loss.mean()) / variance, _error(loss / variance), n, explained),
         ),
         {"examples": {"images": images[:10].tolist(), "outputs": clean.outputs[:10].tolist()}},
+        {"mse": ByExample(loss)},
     )
 
 

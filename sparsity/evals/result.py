@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -16,6 +17,8 @@ from sparsity.config import ConfigError, later
 from sparsity.data.pipeline import Batch, Lazy, Source, Split, read_whole
 from sparsity.layers.sparsify import SparsityStats
 from sparsity.layers.tail import TailStats
+
+_SAMPLE = 64  # images that examples are known by
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +55,31 @@ class Measure:
 
 
 @dataclasses.dataclass(frozen=True)
+class ByExample:
+    """What a measure is made of, example by example: it is sum(values) / sum(counts).
+
+    Attributes:
+      values: [n], in the order of the split.
+      counts: [n], what each example has of what is averaged over, such as tokens; None: one.
+    """
+
+    values: np.ndarray
+    counts: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Result:
-    """An evaluator's measures, and by name the arrays that figures need (lists of numbers) and the texts it made."""
+    """What an evaluator found.
+
+    Attributes:
+      measures: the numbers.
+      arrays: by name, what figures need (lists of numbers), and the texts it made.
+      by_example: by measure, what those are made of that are means over examples; to compare networks by, never stored.
+    """
 
     measures: tuple[Measure, ...]
     arrays: dict[str, Any] = dataclasses.field(default_factory=dict)
+    by_example: dict[str, ByExample] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,6 +250,22 @@ class Subject:
     def trained(self) -> Predictions:
         """Predictions on the training split under training's noise, one epoch of it; once for all evaluators."""
         return self.predict(read_whole(self.source, self.load("train")), noisy=True)
+
+    @functools.cached_property
+    def examples(self) -> str:
+        """What the examples under evaluation are known by: networks of one and the same can be compared one by one.
+
+        A digest of all labels and tokens as the model reads them, and of some of the images, spread over the split, in
+        the source's units: they are the same examples to a model that wants its pixels scaled otherwise.
+        """
+        split, digest = self.split, hashlib.sha256()
+        seen = split.seen() if isinstance(split, Lazy) else np.arange(len(split))
+        some = split.take(seen[np.linspace(0, len(seen) - 1, min(_SAMPLE, len(seen))).astype(int)])
+        whole = {name: x for name, x in self.clean.arrays.items() if np.issubdtype(x.dtype, np.integer)}
+        for name, x in (*sorted(whole.items()), *sorted(some.items())):
+            digest.update(f"{name} {x.shape} {len(seen)}".encode())
+            digest.update(np.ascontiguousarray(x).tobytes())
+        return digest.hexdigest()
 
     @property
     def parameters(self) -> int:

@@ -10,7 +10,7 @@ from sparsity.config import ConfigError
 from sparsity.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt, resolve_level
 from sparsity.data.imagenet import published, published_folders
 from sparsity.data.pipeline import Batch, Lazy, read_whole
-from sparsity.evals.result import Measure, Result, Subject, mean_and_se
+from sparsity.evals.result import ByExample, Measure, Result, Subject, mean_and_se
 
 
 def robustness(subject: Subject) -> Result:
@@ -29,16 +29,16 @@ def robustness(subject: Subject) -> Result:
     else:
         correct, of = _published(subject), "of the published ImageNet-C"
     n = correct.shape[-1]
-    measures = []
+    found = {"robustness.mean": correct.mean((0, 1))}
+    texts = {"robustness.mean": f"accuracy under noise, mean over gaussian, shot, impulse and five severities {of}"}
     for i, name in enumerate(CORRUPTIONS):
         for j, severity in enumerate(SEVERITIES):
-            text = f"accuracy under {name} noise, severity {severity} {of}"
-            measures.append(Measure(f"robustness.{name}.{severity}", *mean_and_se(correct[i, j]), n, text))
-        text = f"accuracy under {name} noise, mean over the five severities {of}"
-        measures.append(Measure(f"robustness.{name}", *mean_and_se(correct[i].mean(0)), n, text))
-    text = f"accuracy under noise, mean over gaussian, shot, impulse and five severities {of}"
-    overall = Measure("robustness.mean", *mean_and_se(correct.mean((0, 1))), n, text)
-    return Result((overall, *measures))
+            found[f"robustness.{name}.{severity}"] = correct[i, j]
+            texts[f"robustness.{name}.{severity}"] = f"accuracy under {name} noise, severity {severity} {of}"
+        found[f"robustness.{name}"] = correct[i].mean(0)
+        texts[f"robustness.{name}"] = f"accuracy under {name} noise, mean over the five severities {of}"
+    measures = (Measure(name, *mean_and_se(values), n, texts[name]) for name, values in found.items())
+    return Result(tuple(measures), by_example={name: ByExample(values) for name, values in found.items()})
 
 
 def _generated(subject: Subject, level: str) -> np.ndarray:

@@ -164,9 +164,27 @@ def last_state(
       CheckpointError: it is damaged, or all are.
     """
     engine = Engine(config or files.saved_config())
+    return engine, saved_state(engine, files, step, say)
+
+
+def saved_state(
+    engine: Engine, files: Workdir, step: int | None = None, say: Callable[[str], None] = to_stderr
+) -> TrainState:
+    """The state of a workdir's last checkpoint that is sound, or of that of `step`, for the engine of its run.
+
+    Raises:
+      WorkdirError: there is no such checkpoint.
+      CheckpointError: it is damaged, or all are.
+    """
     with Checkpoints(files.checkpoints, read_only=True, say=say) as checkpoints:
         try:
-            return engine, engine.restore(checkpoints, step)
+            return engine.restore(checkpoints, step)
         except FileNotFoundError as error:
             which = "no checkpoint" if step is None else f"no checkpoint of step {step}"
             raise WorkdirError(f"workdir {files.path}: holds {which}") from error
+
+
+def saved_steps(files: Workdir) -> list[int]:
+    """The steps of a workdir's checkpoints, in order, damaged or not; nothing on disk changes."""
+    with Checkpoints(files.checkpoints, read_only=True) as checkpoints:
+        return checkpoints.steps()

@@ -18,7 +18,7 @@ from sparsity.checkpoint import Checkpoints
 from sparsity.data.pipeline import train_batches
 from sparsity.evals import EVALS
 from sparsity.evals.neurons import neurons
-from sparsity.evals.result import Measure, Result, Subject, mean_and_se
+from sparsity.evals.result import ByExample, Measure, Result, Subject, mean_and_se
 from sparsity.evals.sparsity import by_layer, merge, nonzero_fraction
 from sparsity.run.config import RunConfig, directory_name
 from sparsity.run.engine import Engine, last_state
@@ -48,9 +48,11 @@ def evaluate(subject: Subject, names: tuple[str, ...]) -> Result:
     """Runs the named evaluators on one network and joins their results."""
     results = [EVALS[name](subject) for name in names]
     arrays: dict[str, Any] = {}
+    by_example: dict[str, ByExample] = {}
     for result in results:
         arrays |= result.arrays
-    return Result(tuple(m for r in results for m in r.measures), arrays)
+        by_example |= result.by_example
+    return Result(tuple(m for r in results for m in r.measures), arrays, by_example)
 
 
 def run(config: RunConfig, workdir: str | Path, progress: Progress | None = None, sinks: Sequence[str] = ()) -> Outcome:

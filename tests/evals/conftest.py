@@ -49,6 +49,20 @@ def make_stats():
 
 
 @pytest.fixture
+def check_by_example():
+    """Checks that a result has these measures by example, and that the examples make what was measured of them."""
+
+    def check(result, *names):
+        values = {m.name: m.value for m in result.measures}
+        assert sorted(result.by_example) == sorted(names)
+        for name, found in result.by_example.items():
+            counts = np.ones(len(found.values)) if found.counts is None else found.counts
+            assert np.sum(found.values, dtype=np.float64) / counts.sum() == pytest.approx(values[name], rel=1e-6), name
+
+    return check
+
+
+@pytest.fixture
 def make_subject():
     def make(logits=None, labels=None, stats=None, predict=None, images=None, seed=0, **config):
         logits = np.zeros((2, 3), np.float32) if logits is None else np.asarray(logits, np.float32)

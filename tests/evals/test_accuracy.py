@@ -22,14 +22,17 @@ def test_accuracy_and_loss_by_hand(make_subject):
     assert (nll.n, nll.unit) == (4, "nats")
 
 
-def test_both_are_means_over_examples_of_numpys_numbers(make_subject):
+def test_both_are_means_over_examples_of_numpys_numbers(make_subject, check_by_example):
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(0, 3, (200, 3)).astype(np.float32), rng.integers(0, 3, 200)
-    share, nll = accuracy(make_subject(logits, labels)).measures
+    result = accuracy(make_subject(logits, labels))
+    check_by_example(result, "accuracy", "nll")
+    share, nll = result.measures
     correct = (logits.argmax(-1) == labels).astype(float)
     nats = -log_softmax(logits.astype(np.float64), -1)[np.arange(200), labels]
     assert (share.value, share.se) == pytest.approx((correct.mean(), sem(correct)), rel=1e-13)
     assert (nll.value, nll.se) == pytest.approx((nats.mean(), sem(nats)), rel=1e-12)
+    np.testing.assert_allclose(result.by_example["nll"].values, nats, rtol=1e-12)
 
 
 def test_the_definitions_name_the_split(make_subject):

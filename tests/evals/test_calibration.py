@@ -222,10 +222,12 @@ def test_briers_score_is_scikit_learns_and_of_two_classes_twice_the_squared_erro
     assert brier(np.array([[1e4, 0.0], [1e4, 0.0]]), np.array([0, 1])).tolist() == [0.0, 2.0]
 
 
-def test_the_evaluator_measures_both_errors_and_the_score(make_subject):
+def test_the_evaluator_measures_both_errors_and_the_score(make_subject, check_by_example):
     logits = [with_confidence(p, k) for p, k in ((0.9, 0), (0.8, 1), (0.6, 2), (0.5, 1))]
     labels = [0, 0, 2, 1]
-    found = {m.name: m for m in calibration(make_subject(logits, labels, ece_bins=2)).measures}
+    result = calibration(make_subject(logits, labels, ece_bins=2))
+    check_by_example(result, "brier")
+    found = {m.name: m for m in result.measures}
     assert found["ece_adaptive"].value == pytest.approx((abs(2 - 1.1) + abs(1 - 1.7)) / 4, abs=1e-6)
     assert "2 bins of equally many examples" in found["ece_adaptive"].definition
     assert found["brier"].value == pytest.approx(brier(np.array(logits), np.array(labels)).mean(), abs=1e-6)

@@ -10,13 +10,17 @@ from sparsity.train.losses import Losses
 
 
 @pytest.fixture
-def measure(make_subject):
+def measure(make_subject, check_by_example):
     """(nats, correct predictions and tokens of each example) -> measures by name."""
 
     def run(nats, correct, tokens, sentences=(None, None), **config):
         losses = Losses(*(np.asarray(x, np.float32) for x in (nats, correct, tokens)), None, *sentences)
         predict = lambda arrays, noisy: Predictions(None, arrays, losses, {})
-        return {m.name: m for m in language(make_subject(predict=predict, **config)).measures}
+        result = language(make_subject(predict=predict, **config))
+        if np.isfinite(nats).all():
+            pairs = ["next_sentence.nll", "next_sentence.accuracy"] if sentences[0] is not None else []
+            check_by_example(result, "nll", "accuracy", *pairs)
+        return {m.name: m for m in result.measures}
 
     return run
 

@@ -10,7 +10,7 @@ RNG = np.random.default_rng(0)
 
 
 @pytest.fixture
-def measure(make_subject):
+def measure(make_subject, check_by_example):
     """(images as the model reads them, outputs) -> measures by name, and arrays."""
 
     def run(images, outputs, **config):
@@ -19,6 +19,8 @@ def measure(make_subject):
         losses = Losses(squares, None, np.ones_like(squares))
         predict = lambda arrays, noisy: Predictions(outputs, {"image": images}, losses, {})
         result = reconstruction(make_subject(predict=predict, **config))
+        if np.isfinite(outputs).all():
+            check_by_example(result, "mse")
         return {m.name: m for m in result.measures}, result.arrays
 
     return run

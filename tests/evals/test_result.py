@@ -95,6 +95,21 @@ def test_a_subject_is_asked_once_for_its_clean_predictions_with_normalised_image
     np.testing.assert_array_equal(labels, [0, 2])
 
 
+def test_examples_are_known_by_their_labels_and_pixels_and_not_by_the_scale_they_are_read_in(make_subject):
+    rng = np.random.default_rng(0)
+    images, labels = rng.random((5, 4, 4, 1), np.float32), rng.integers(0, 3, 5).astype(np.int32)
+    of = lambda images, labels, **settings: make_subject(np.zeros((len(labels), 3)), labels, images=images, **settings)
+    subject = of(images, labels)
+    scaled = type("Scaled", (type(subject.source),), {"normalise": lambda self, x: 2 * x})
+    raw = dataclasses.replace(subject, source=scaled())
+    assert subject.examples == of(images.copy(), labels.copy(), seed=1).examples == raw.examples
+    darker, other = images.copy(), labels.copy()
+    darker[3, 1, 2, 0] /= 2
+    other[4] = (other[4] + 1) % 3
+    few = of(images[:4], labels[:4])
+    assert len({s.examples for s in (subject, of(darker, labels), of(images, other), few)}) == 4
+
+
 @pytest.mark.parametrize("noise", [False, True])
 def test_a_subject_is_under_noise_if_the_evaluation_says_so_and_on_the_training_split_always(make_subject, noise):
     asked, loaded = [], []

@@ -28,10 +28,12 @@ def predict(arrays):
 
 
 @pytest.fixture
-def evaluated(make_subject):
+def evaluated(make_subject, check_by_example):
     def evaluate(**settings):
         subject = make_subject(np.zeros((40, 3)), LABELS, images=IMAGES, predict=predict, **settings)
-        return {m.name: m for m in robustness(subject).measures}
+        result = robustness(subject)
+        check_by_example(result, *(m.name for m in result.measures))
+        return {m.name: m for m in result.measures}
 
     return evaluate
 

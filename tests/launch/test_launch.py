@@ -1,14 +1,19 @@
 """The launchers as a user meets them: processes, exit codes, one-line errors."""
 
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from launch import cli
 
+ROOT = Path(__file__).parents[2]
 TINY = [
     "--config=configs/quickstart.py:top_k",
     "--config.steps=4",
@@ -120,6 +125,43 @@ def test_evaluate_takes_other_settings_of_the_evaluation_and_says_so(launch, tra
     assert (workdir / "config.json").read_bytes() == before
 
 
+def test_evaluate_compares_runs_side_by_side_and_pairs_them(launch, trained, tmp_path):
+    workdir, _ = trained
+    shutil.copytree(workdir, tmp_path / "earlier")
+    shutil.rmtree(tmp_path / "earlier" / "checkpoints" / "4")
+    (tmp_path / "earlier" / "outcome.json").unlink()
+    code, out, err = launch("evaluate", f"--workdir={workdir},{tmp_path / 'earlier'}", f"--out={tmp_path / 'e.tex'}")
+    assert code == cli.DONE, err
+    lines = [re.split("  +", line) for line in out.splitlines()]
+    assert lines[0] == ["measure", str(workdir), str(tmp_path / "earlier")]
+    assert lines[1] == ["status", "finished", "unfinished(2)"]
+    less = lines.index([f"less {workdir}", str(tmp_path / "earlier")])
+    assert [line[0] for line in lines[less + 1 : less + 3]] == ["accuracy", "nll"]
+    assert all(re.fullmatch(r"[+-][\d.]+ ± [\d.]+ (points|nats)", line[1]) for line in lines[less + 1 : less + 3])
+    assert ["n", "358"] in lines
+    assert f"{workdir}: checkpoint of step 4 of 4; equal, bit for bit" in out
+    assert (tmp_path / "e.tex").read_text().count(r"\begin{tabular}") == 2
+    code, out, err = launch("evaluate", f"--workdir={workdir}", "--steps=all", "--evals=accuracy")
+    assert code == cli.DONE, err
+    assert [line.split()[0] for line in out.splitlines()] == ["step", "2", "4"]
+
+
+def test_evaluate_follows_a_run_until_it_is_told_to_stop(trained, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "w")
+    (tmp_path / "w" / "outcome.json").unlink()
+    flags = [f"--workdir={tmp_path / 'w'}", "--evals=accuracy", f"--out={tmp_path / 'f.csv'}"]
+    command = [sys.executable, "-m", "launch.evaluate", *flags, "--follow", "--poll=0.1"]
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    with subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE) as process:
+        lines = [process.stdout.readline().split()[0] for _ in range(3)]
+        process.send_signal(signal.SIGINT)
+        rest, _ = process.communicate(timeout=60)
+    assert lines == ["step", "2", "4"]
+    assert rest == "vit_digits_top_64: followed no more, after 2 checkpoints\n"
+    assert process.returncode == cli.DONE
+    assert len((tmp_path / "f.csv").read_text().splitlines()) == 1 + 2 * 2
+
+
 def test_a_users_mistake_is_one_line_and_exit_code_2(launch, trained, tmp_path):
     workdir, _ = trained
     (tmp_path / "empty.py").write_text('"""No run."""\n')
@@ -147,6 +189,9 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(launch, trained, tmp_path):
         ("evaluate", [f"--workdir={workdir}", "--set=spilt=test"], 'evals.spilt: unknown key; did you mean "split"?'),
         ("evaluate", [f"--workdir={workdir}", "--set=batch"], "--set: 'batch' is not key=value"),
         ("evaluate", [f"--workdir={workdir}", "--evals=generate"], "generate scores language, the run's task is class"),
+        ("evaluate", [f"--workdir={workdir}", "--steps=last"], "--steps: expected all, or steps such as 100,200"),
+        ("evaluate", [f"--workdir={workdir}", "--out=table.txt"], "table.txt ends in none of .json, .csv, .md, .tex"),
+        ("evaluate", [f"--workdir={workdir}", "--steps=all", "--follow"], "--follow: follows all checkpoints of one"),
         ("reproduce", ["--study=quikstart", new], 'did you mean "quickstart"?'),
         ("reproduce", ["--study=quickstart", "--scale=paper", new], 'no scale "paper"'),
         ("reproduce", ["quickstart", "--study=quickstart", new], "unexpected argument 'quickstart'"),
