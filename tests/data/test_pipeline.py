@@ -107,6 +107,13 @@ def test_the_order_of_a_large_split_is_as_random_and_is_not_held_in_memory(monke
     assert found.dtype == np.int64
 
 
+def test_order_and_augmentations_are_the_same_everywhere_and_for_ever():
+    """As numbers: a numpy that drew others would change the order of data of every run that is resumed."""
+    assert shuffled(10, 0, np.arange(20)).tolist() == [4, 6, 2, 7, 3, 5, 9, 0, 8, 1, 9, 1, 3, 8, 7, 6, 0, 4, 2, 5]
+    drawn = pipeline._generator(0, 5).random(3)
+    np.testing.assert_array_equal(drawn, [0.37339939632417873, 0.9475066405446156, 0.26164189652551895])
+
+
 def test_batches_are_always_full():
     assert {b["label"].shape for b in single(Numbered(), 4, 0, 0, 12)} == {(4,)}
     assert {b["image"].shape for b in single(Numbered(), 4, 0, 0, 12)} == {(4, 1, 1, 1)}

@@ -43,16 +43,18 @@ def wait_for(moment, workdir, rng):
     """Returns at a random time of the start of a process, of its steps, or of one of its saves."""
     metrics, saves = workdir / "metrics.jsonl", workdir / "checkpoints"
     stamp = lambda: metrics.stat().st_mtime_ns if metrics.exists() else 0
+    begun = lambda: {(p.name, p.inode()) for p in os.scandir(saves) if "tmp" in p.name} if saves.exists() else set()
     deadline, before, changes, wanted = time.monotonic() + 60, stamp(), 0, int(rng.integers(2, 8))
+    left = begun()  # by one that was killed before
     if moment == "start":
-        time.sleep(rng.uniform(0, 1.5))
+        time.sleep(rng.uniform(0, 1))
         return
     while time.monotonic() < deadline:
         if moment == "step":
             before, changes = (now, changes + 1) if (now := stamp()) != before else (before, changes)
             if changes >= wanted:
                 return
-        elif any("tmp" in path.name for path in saves.glob("*")):
+        elif begun() - left:
             time.sleep(rng.uniform(0, 0.02))
             return
         time.sleep(0.001)

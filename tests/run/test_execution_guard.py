@@ -39,17 +39,17 @@ def config(tiny_config, monkeypatch):
 
 
 class Heard(Quiet):
-    """Remembers what it is told, and stops the run after step `stop`."""
+    """Remembers what it is told, and has the run stopped when `last` steps are done."""
 
-    def __init__(self, stop=None):
+    def __init__(self, last=None):
         super().__init__()
-        self.said, self.stop = [], stop
+        self.said, self.last = [], last
 
     def say(self, text):
         self.said.append(text)
 
     def update(self, done):
-        if done == self.stop:
+        if done == self.last:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -78,7 +78,7 @@ def test_steps_that_are_not_finite_are_left_out_as_often_as_allowed_stopped_or_n
     assert jax.tree.structure(started) == jax.tree.structure(engine.abstract)
 
     with pytest.raises(Preempted):
-        run(config, tmp_path / "stopped", Heard(stop=3))
+        run(config, tmp_path / "stopped", Heard(last=3))
     run(config, tmp_path / "stopped", Quiet())
     assert digest(tmp_path / "stopped") == digest(tmp_path / "w")
     same = lambda records: [str(r) for r in records]  # NaN is equal to itself there
