@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -109,8 +109,7 @@ def _panels(figure: Figure) -> Iterator[dict[str, Any]]:
             curves.append({"name": name, "colour": css(colour), "points": points})
         if curves:
             box = [round(float(x), 1) for x in (left, top, right, bottom)]
-            x, y = _label(axis, Axes.get_shared_x_axes, "x"), _label(axis, Axes.get_shared_y_axes, "y")
-            yield {"box": box, "x": x, "y": y, "curves": curves}
+            yield {"box": box, "x": _label(axis, "x"), "y": _label(axis, "y"), "curves": curves}
 
 
 def _series(axis: Axes) -> Iterator[tuple[str, str, np.ndarray]]:
@@ -136,9 +135,10 @@ def _name(axis: Axes, label: str) -> str:
     return ", ".join(filter(None, dict.fromkeys([" ".join(axis.get_title().split()), label])))
 
 
-def _label(axis: Axes, shared: Callable, which: str) -> str:
+def _label(axis: Axes, which: str) -> str:
     """The label of an axis, its own or that of a panel that it is shared with."""
-    siblings = [a for a in axis.figure.axes if a in shared(axis).get_siblings(axis)]
+    shared = getattr(axis, f"get_shared_{which}_axes")()
+    siblings = [a for a in axis.figure.axes if a in shared.get_siblings(axis)]
     labels = (getattr(a, f"get_{which}label")() for a in (axis, *siblings))
     return next(filter(None, labels), which)
 
