@@ -73,7 +73,7 @@ class Cluster:
     def __init__(self, path, *names):
         self.path, self.env = path, {"PATH": f"{path / 'bin'}:{os.environ['PATH']}", "STUBS": str(path)}
         (path / "bin").mkdir(exist_ok=True)  # of both kinds of cluster in one test
-        (path / "workers").mkdir()
+        (path / "workers").mkdir(exist_ok=True)
         for name in names:
             self.executable(f"bin/{name}", STUB)
 

@@ -33,8 +33,8 @@ def rows():
 
 def test_runs_stand_side_by_side_in_text_and_what_was_not_measured_is_no_zero(findings):
     assert formats.text(findings).splitlines() == [
-        "measure           vit_a           b|50%             c",
-        "status         finished     diverged(4)      finished",
+        "measure           vit_a           b|50%              c",
+        "status         finished     diverged(4)       finished",
         "accuracy  75.0 ± 50.0 %  100.0 ± 50.0 %  50.0 ± 50.0 %",
         "ece                10 %               -              -",
         "nll                   -       nan ± nan              -",
