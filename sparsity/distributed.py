@@ -120,6 +120,8 @@ def join(job: Job, heartbeat: int) -> None:
     """
     # The runtime's handler of SIGTERM would take the place of `train.guard.StopSignals`, and has no Ctrl-C.
     jax.config.update("jax_enable_preemption_service", False)
+    # CPUs would run programs side by side, each process in an order of its own, and wait for one another for ever.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
         jax.distributed.initialize(job.coordinator, job.processes, job.process, heartbeat_timeout_seconds=heartbeat)
     except (RuntimeError, ValueError, KeyError) as error:
