@@ -44,7 +44,7 @@ def wait_for(moment, workdir, rng):
     metrics, saves = workdir / "metrics.jsonl", workdir / "checkpoints"
     stamp = lambda: metrics.stat().st_mtime_ns if metrics.exists() else 0
     begun = lambda: {(p.name, p.inode()) for p in os.scandir(saves) if "tmp" in p.name} if saves.exists() else set()
-    deadline, before, changes, wanted = time.monotonic() + 60, stamp(), 0, int(rng.integers(2, 8))
+    deadline, before, changes, wanted = time.monotonic() + 200, stamp(), 0, int(rng.integers(2, 8))
     left = begun()  # by one that was killed before
     if moment == "start":
         time.sleep(rng.uniform(0, 1))
@@ -61,18 +61,27 @@ def wait_for(moment, workdir, rng):
     raise AssertionError(f"no {moment}")
 
 
+def reached(launch, workdir, moment, rng, steps):
+    """The process of a launcher that was started, at a moment."""
+    process = launch.start(*command(workdir, steps))
+    try:
+        wait_for(moment, workdir, rng)
+    except AssertionError:
+        os.kill(process, signal.SIGKILL)
+        launch.wait()
+        raise
+    return process
+
+
 def killed(launch, workdir, moment, rng, steps):
     """The exit code of a launcher that is killed at a moment."""
-    process = launch.start(*command(workdir, steps))
-    wait_for(moment, workdir, rng)
-    os.kill(process, signal.SIGKILL)
+    os.kill(reached(launch, workdir, moment, rng, steps), signal.SIGKILL)
     return launch.wait()[0]
 
 
 def stopped(launch, workdir, moment, rng, steps):
     """Stops a launcher by SIGTERM: it says at which step, exits with its code, and that step is saved."""
-    process = launch.start(*command(workdir, steps))
-    wait_for(moment, workdir, rng)
+    process = reached(launch, workdir, moment, rng, steps)
     began = time.monotonic()
     os.kill(process, signal.SIGTERM)
     code, _, err = launch.wait()

@@ -32,7 +32,8 @@ def config(tiny_config, monkeypatch):
             yield batch
 
     monkeypatch.setattr(execution, "train_batches", poisoned)
-    tiny_config.steps, tiny_config.evals.names = 7, ("accuracy",)
+    tiny_config.steps, tiny_config.evals.names = 7, ()
+    tiny_config.every.record = tiny_config.every.eval = 100
     tiny_config.model = ConfigDict({"name": "mlp", "widths": (8,), "sparsifier": {"name": "relu"}})
     tiny_config.guard = {"skips": 2}
     return tiny_config
