@@ -168,10 +168,16 @@ def smoke(config: RunConfig) -> RunConfig:
     runs.
 
     Raises:
-      ConfigError: the mesh does not fit the devices.
+      ConfigError: the mesh does not fit the devices, or no narrow model.
     """
     devices = spmd.make_mesh(config.mesh).shape["data"]
-    batch, model = -(-8 // devices) * devices, config.model.reduced(config.mesh.model)
+    batch = -(-8 // devices) * devices
+    try:
+        model = config.model.reduced(config.mesh.model)
+    except ValueError as error:
+        raise ConfigError(
+            f"config.mesh.model: {config.mesh.model} devices do not fit a narrow model: {error}"
+        ) from error
     ks = config.evals.imposed_k
     if ks:  # those that leave units out still do
         ks = tuple(dict.fromkeys(max(1, k * model.mlp.d_ff // config.model.mlp.d_ff) for k in ks))
