@@ -178,11 +178,14 @@ def smoke(config: RunConfig) -> RunConfig:
     runs.
 
     Raises:
-      ConfigError: the mesh does not fit the devices.
+      ConfigError: the mesh does not fit the devices, or no narrow model.
     """
     devices = spmd.batch_devices(spmd.make_mesh(config.mesh))
-    batch = -(-8 // devices) * devices
-    model = config.model.reduced(math.lcm(config.mesh.model, config.mesh.fsdp))
+    batch, parts = -(-8 // devices) * devices, math.lcm(config.mesh.model, config.mesh.fsdp)
+    try:
+        model = config.model.reduced(parts)
+    except ValueError as error:
+        raise ConfigError(f"config.mesh: {parts} devices do not fit a narrow model: {error}") from error
     ks = config.evals.imposed_k
     if ks:  # those that leave units out still do
         ks = tuple(dict.fromkeys(max(1, k * model.mlp.d_ff // config.model.mlp.d_ff) for k in ks))

@@ -204,3 +204,5 @@ def bifurcation(sparsity: float, *, two_sided: bool = False) -> float:
 def _check_q(q: float) -> None:
     if not (q > 0 and math.isfinite(q)):
         raise ValueError(f"q: a variance must be positive, got {q}")
+    if not 1e-60 < q < 1e60:  # its powers would not be finite
+        raise ValueError(f"q: must be in (1e-60, 1e60), got {q}")

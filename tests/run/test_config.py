@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import re
 import types
 
@@ -212,3 +213,60 @@ def test_a_smoke_run_on_more_devices_than_there_are_is_refused(tiny_config):
         ConfigError, match=r"^config\.mesh: data 64 x fsdp 1 x sequence 1 x model 1 does not fit 8 devices$"
     ):
         smoke(run_config(tiny_config))
+
+
+def test_a_smoke_run_that_no_narrow_model_fits_is_refused():
+    config = recipes.llama_text()
+    config.mesh.data, config.mesh.model = 1, 3
+    with pytest.raises(
+        ConfigError, match=r"^config\.mesh\.model: 3 devices do not fit a narrow model: kv_heads: 2 does"
+    ):
+        smoke(run_config(config))
+
+
+RULE = "optimizer.rule"
+REFUSED_BY_FUZZING = [  # each was a traceback, went on for ever, or was taken
+    ({"steps": 10**30}, "config.steps: expected an integer of 64 bits, got one of 100"),
+    ({"steps": 2**31}, "config.steps: no more than 2147483647 are counted, got 2147483648"),
+    ({"optimizer.learning_rate": 10**400}, "config.optimizer.learning_rate: expected an integer of 64 bits, got one"),
+    ({RULE: {"name": "adamw", "b1": 1.0}}, f"config.{RULE}.b1: must be in [0, 1), got 1.0"),
+    ({RULE: {"name": "sgd", "momentum": -0.1}}, f"config.{RULE}.momentum: must be in [0, 1), got -0.1"),
+    ({RULE: {"name": "sgd", "weight_decay": -1.0}}, f"config.{RULE}.weight_decay: must be at least 0"),
+    ({RULE: {"name": "adafactor", "min_dim_to_factor": 0}}, f"config.{RULE}.min_dim_to_factor: must"),
+    ({"optimizer.schedule.warmup": 2**31}, "config.optimizer.schedule.warmup: must be below 2^31"),
+    ({"noise": {"name": "gaussian", "sigma": 0.1, "schedule": {"name": "removed_at", "step": 2**31}}},
+     "config.noise.schedule.step: must be below 2^31, got 2147483648"),
+    ({"penalty": {"name": "l1", "weight": -1.0}}, "config.penalty.weight: must be at least 0, got -1.0"),
+    ({SPARSIFIER: {"name": "top_k", "k": 4, "anneal": 2**31}}, f"config.{SPARSIFIER}.anneal: must be below 2^31"),
+    ({"evals.dead_rate": 1.5}, "config.evals.dead_rate: must be in [0, 1], got 1.5"),
+    ({"data": {"name": "mock", "image_shape": (2**20, 2**20, 3), "classes": 10}}, "config.data: image of shape "),
+    ({"model.name": ["vit"]}, "config.model.name: expected str, got ['vit']"),
+    ({"model.pool": "a\nb"}, 'config.model.pool: unknown choice "a\\nb"; '),
+    ({"name": "a" * 300}, "config.name: no more than 200 bytes name a directory, got 300"),
+    ({"model": {"name": "deep_mlp", "width": 8, "depth": 2, "sparsifier": {"name": "relu"}, "q": 1e300}},
+     "config.model.q: must be in (1e-60, 1e60), got 1e+300"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSED_BY_FUZZING, ids=[message for _, message in REFUSED_BY_FUZZING])
+def test_what_the_fuzzer_found_is_refused(tiny_config, change, message):
+    section = tiny_config.to_dict()
+    for dotted, value in change.items():
+        *parents, key = dotted.split(".")
+        functools.reduce(lambda of, one: of[one], parents, section)[key] = value
+    with pytest.raises(ConfigError) as error:
+        run_config(section)
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize("section", [None, 3, "word", [("name", "x")]])
+def test_what_is_no_section_is_no_config(section):
+    with pytest.raises(ConfigError, match=r"^config: expected a section, got "):
+        run_config(section)
+
+
+def test_runs_that_start_from_one_another_without_end_are_refused(tiny_config):
+    section = tiny_config.to_dict()
+    section["start"] = section
+    with pytest.raises(ConfigError, match=r"^config\.start: runs start from one another without end, or nearly$"):
+        run_config(section)

@@ -249,9 +249,10 @@ def outcome(kind: str, section: dict[str, Any], place: Place, value: Any) -> str
         assert text.startswith(f"config.{asked}: unknown "), text
         suggested = re.search(r"; (?:did you mean \"(.*)\"\?|valid: (.*))$", text)
         assert suggested[1] in valid or place.keys[-1] in suggested[2].split(", "), text
-    else:  # the setting, one beside it or the section that does not fit it
-        words = set(re.findall(r"\w+", text))
-        assert words & {*place.keys, *place.beside} - {"config"}, text
+    else:  # the setting, one beside it, or one elsewhere that it does not fit
+        words, elsewhere = set(re.findall(r"\w+", text)), text.partition(":")[0].split(".")[1:]
+        there = functools.reduce(lambda of, key: of.get(key, {}) if isinstance(of, dict) else {}, elsewhere, section)
+        assert words & {*place.keys, *place.beside} - {"config"} or there != {}, text
     return "refused"
 
 
