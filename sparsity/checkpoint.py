@@ -291,7 +291,7 @@ def digests(state: Any) -> dict[str, str]:
     both sums for certain, since mixing is one to one; of many, one array in 2^64 keeps them. Places count mod 2^32.
     """
     named = _named(state)
-    sums = jax.device_get([_sums_of(leaf) for _, leaf in named])
+    sums = jax.device_get([distributed.settled(_sums_of(leaf)) for _, leaf in named])
     return {name: f"{_kind(leaf)} {a:08x}{b:08x}" for (name, leaf), (a, b) in zip(named, sums, strict=True)}
 
 

@@ -120,8 +120,6 @@ def join(job: Job, heartbeat: int) -> None:
     """
     # The runtime's handler of SIGTERM would take the place of `train.guard.StopSignals`, and has no Ctrl-C.
     jax.config.update("jax_enable_preemption_service", False)
-    # CPUs would run programs side by side, each process in an order of its own, and wait for one another for ever.
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
         jax.distributed.initialize(job.coordinator, job.processes, job.process, heartbeat_timeout_seconds=heartbeat)
     except (RuntimeError, ValueError, KeyError) as error:
@@ -168,6 +166,14 @@ def agreed(make: Callable[[], T]) -> T:
     return answer["value"]
 
 
+def settled(x: T) -> T:
+    """`x`, arrays, on CPUs of several processes when they are computed; for programs that do not wait for each other.
+
+    There an exchange waits in a thread that computes. Of two programs at a time each may hold what the other waits for.
+    """
+    return jax.block_until_ready(x) if several() and jax.default_backend() == "cpu" else x
+
+
 def gathered(value: Any) -> list[Any]:
     """The values (JSON) of all processes, in their order."""
     if not several():
@@ -208,7 +214,7 @@ class Anywhere:
         """Begins to ask; `jax.device_get` of the result waits for the answer."""
         here = lambda _: np.full(1, flag)
         with jax.transfer_guard_host_to_device("allow"):
-            return self._any(jax.make_array_from_callback((self._size,), self._split, here))
+            return settled(self._any(jax.make_array_from_callback((self._size,), self._split, here)))
 
 
 def said_by_first(message: str, seconds: float = 5.0) -> bool:

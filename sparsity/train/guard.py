@@ -35,7 +35,8 @@ def sound(params: Any, rest: Any) -> bool:
 
     An optimizer's moment may be infinite: the square of a large gradient is, and its parameter then stands still.
     """
-    largest = jax.device_get([[_largest(x) for x in jax.tree.leaves(tree) if _real(x)] for tree in (params, rest)])
+    of = lambda tree: [distributed.settled(_largest(x)) for x in jax.tree.leaves(tree) if _real(x)]
+    largest = jax.device_get([of(params), of(rest)])
     return bool(np.isfinite(largest[0]).all() and not np.isnan(largest[1]).any())
 
 

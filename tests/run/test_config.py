@@ -218,9 +218,7 @@ def test_a_smoke_run_on_more_devices_than_there_are_is_refused(tiny_config):
 def test_a_smoke_run_that_no_narrow_model_fits_is_refused():
     config = recipes.llama_text()
     config.mesh.data, config.mesh.model = 1, 3
-    with pytest.raises(
-        ConfigError, match=r"^config\.mesh: 3 devices do not fit a narrow model: kv_heads: 2 does"
-    ):
+    with pytest.raises(ConfigError, match=r"^config\.mesh: 3 devices do not fit a narrow model: kv_heads: 2 does"):
         smoke(run_config(config))
 
 
