@@ -57,6 +57,14 @@ def value_of(described: Mapping[str, Any], key: str, kind: type, default: Any = 
     return value
 
 
+def pair_of(config: Mapping[str, Any], key: str, default: int) -> tuple[int, int]:
+    """Height and width, which a config.json has as one size or as two. Raises ConfigError as `value_of`."""
+    sides = config.get(key)
+    sides = sides if isinstance(sides, list) and len(sides) == 2 else [sides, sides]
+    height, width = (value_of({key: side}, key, int, default) for side in sides)
+    return height, width
+
+
 def model_of(model: Callable[[], T]) -> T:
     """The settings that `model` makes of a config.json. Raises ConfigError if they cannot be a model's."""
     try:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sparsity.config import ConfigError, lookup, path_of
-from sparsity.convert.described import CONFIG, check_layers, check_names, model_of, read_section, value_of
+from sparsity.convert.described import CONFIG, check_layers, check_names, model_of, pair_of, read_section, value_of
 from sparsity.convert.tensors import MATRIX, Opened, Tensor, linear, norm, sizes_of, unload
 from sparsity.convert.vit import NEW_HEAD, cls_tensor, pixels_of, position_tensor, side_of, torch_patches, vit_settings
 from sparsity.layers.mlp import MLPConfig
@@ -306,20 +306,12 @@ def vit_config(config: Mapping[str, Any], pooled: bool) -> tuple[ViTConfig, tupl
         d_model=d_model,
         layers=size("num_hidden_layers", default=12),
         heads=size("num_attention_heads", default=12),
-        patch=side_of("config.json", *_pair(config, "patch_size", 16)),
+        patch=side_of("config.json", *pair_of(config, "patch_size", 16)),
         dropout=rates[0],
         representation=size("pooler_output_size", default=d_model) if pooled else None,
         norm_epsilon=number("layer_norm_eps", default=1e-12),
     )
-    return model, (*_pair(config, "image_size", 224), size("num_channels", default=3))
-
-
-def _pair(config: Mapping[str, Any], key: str, default: int) -> tuple[int, int]:
-    """Height and width, which a config.json has as one size or as two."""
-    sides = config.get(key)
-    sides = sides if isinstance(sides, list) and len(sides) == 2 else [sides, sides]
-    height, width = (value_of({key: side}, key, int, default) for side in sides)
-    return height, width
+    return model, (*pair_of(config, "image_size", 224), size("num_channels", default=3))
 
 
 def vit_tensors(config: ViTConfig, prefix: str = "vit.", head: bool = True, qkv_bias: bool = True) -> dict[str, Tensor]:
