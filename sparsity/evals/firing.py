@@ -231,15 +231,19 @@ def _at_random(counts: Counts, rng: np.random.Generator) -> np.ndarray:
 def _measures(layer: str, found: Mapping[int, Any], null: Mapping[int, Any], where: str) -> list[Measure]:
     of = f"of n units with at least {LEAST} firings on {where}"
     kind = f"the kind of token they prefer (text: a token of the vocabulary; images: the class), {of}"
-    shares = [share for _, share, _ in found.values()]
-    lift = lambda units: float(np.median([lift for *_, lift in units.values()])) if units else float("nan")
-    share = mean_and_se(shares) if shares else (float("nan"), None)
-    text = f"median of the share of firings on {kind}, over the share of all tokens that are of it"
-    blind = f"{text}, if they fired as often without looking"
+
+    def measure(name: str, values: Sequence[float], text: str, unit: str = "share") -> Measure:
+        mean, error = mean_and_se(values) if values else (float("nan"), None)
+        return Measure(f"firing.{name}.{layer}", mean, error, len(values), f"{text}; mean over units", unit)
+
+    shares, lifts = ([one[i] for one in found.values()] for i in (1, 2))
+    text = f"share of firings on {kind}, over the share of all tokens that are of it"
     return [
-        Measure(f"firing.share.{layer}", *share, len(shares), f"share of firings that are on {kind}; mean over units"),
-        Measure(f"firing.lift.{layer}", lift(found), None, len(found), text, ""),
-        Measure(f"firing.lift_by_chance.{layer}", lift(null), None, len(null), blind, ""),
+        measure("share", shares, f"share of firings that are on {kind}"),
+        measure("lift", lifts, text, ""),
+        measure(
+            "lift_by_chance", [one[2] for one in null.values()], f"{text}, if they fired as often without looking", ""
+        ),
     ]
 
 
