@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 from sparsity.config import ConfigError
 from sparsity.data.pipeline import Batch, eval_batches
 from sparsity.evals.result import Measure, Result, Subject, mean_and_se
-from sparsity.evals.sparsity import layer_name
+from sparsity.evals.sparsity import layer_name, numbered
 from sparsity.layers.scan import LAYERS
 from sparsity.layers.sparsify import ACTIVATIONS, Activated, Context
 from sparsity.models.t5 import DECODER
@@ -85,7 +84,7 @@ def firing(subject: Subject) -> Result:
     kinds = {name: _frequent(tokens) for name, tokens in named.items()}
     counted = _counted(subject, arrays, named, kinds)
     measures, shown, rng = [], [], np.random.default_rng(subject.seed)
-    for layer in sorted(counted, key=_numbered):
+    for layer in sorted(counted, key=numbered):
         counts, stream = counted[layer], _stream(layer, named)
         found = preferences(counts.fired_KxF, counts.tokens_K)
         null = preferences(_at_random(counts, rng), counts.tokens_K)
@@ -269,8 +268,3 @@ def _word(subject: Subject, token: int) -> str:
     vocabulary = getattr(subject.source, "vocabulary", None)
     text = "" if vocabulary is None else vocabulary.decode(np.array([token], np.int32))
     return text.replace("\n", "\\n") or f"<{token}>"
-
-
-def _numbered(layer: str) -> list[Any]:
-    """So that block_10 stands after block_9."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", layer)]
