@@ -56,7 +56,8 @@ class SelfAttention(nn.Module):
         q_BxLxHxK, k_BxMxHxK, v_BxMxHxK = project("query"), project("key"), project("value")
         if ctx.slots:
             k_BxMxHxK, v_BxMxHxK = kept_pair(self, k_BxMxHxK, v_BxMxHxK, ctx)
-        scores_BxHxLxM = scores(q_BxLxHxK, k_BxMxHxK.swapaxes(1, 2))
+        precise = jnp.promote_types(q_BxLxHxK.dtype, jnp.float32)
+        scores_BxHxLxM = jnp.einsum("bqhd,bkhd->bhqk", q_BxLxHxK, k_BxMxHxK, preferred_element_type=precise)
         if self.causal:
             scores_BxHxLxM = causal(scores_BxHxLxM, ctx)
         weights_BxHxLxM = jax.nn.softmax(scores_BxHxLxM / split[-1] ** 0.5).astype(v_BxMxHxK.dtype)
@@ -129,8 +130,11 @@ class T5Attention(nn.Module):
 
 
 def scores(q_BxLxHxK: jax.Array, k_BxHxMxK: jax.Array) -> jax.Array:
-    """Q K^T [B, H, L, M], float32 at least; heads first in both, or a CPU reads one query's keys five times as long."""
+    """Q K^T [B, H, L, M], float32 at least."""
     precise = jnp.promote_types(q_BxLxHxK.dtype, jnp.float32)
+    if q_BxLxHxK.shape[1] > 1:
+        return jnp.einsum("bqhd,bhkd->bhqk", q_BxLxHxK, k_BxHxMxK, preferred_element_type=precise)
+    # Of one query a CPU reads the keys five times as fast with heads first in both. Training sums as it always has.
     return jnp.einsum("bhqd,bhkd->bhqk", q_BxLxHxK.swapaxes(1, 2), k_BxHxMxK, preferred_element_type=precise)
 
 
