@@ -116,7 +116,7 @@ class T5Attention(nn.Module):
         read = memory_BxMxD if self.cross else x_BxLxD
         of = lambda name: kept(self, name, lambda: project(name, read), ctx, fixed=self.cross)
         k_BxHxMxK, v_BxHxMxK = of("key"), of("value")
-        scores_BxHxLxM = scores(q_BxLxHxK, k_BxHxMxK)
+        scores_BxHxLxM = _scores(q_BxLxHxK, k_BxHxMxK)
         if bias_1xHxLxM is not None:
             scores_BxHxLxM = scores_BxHxLxM + bias_1xHxLxM
         if mask_Bx1xLxM is not None:  # finite: a token of padding, which sees none, must not become NaN
@@ -129,7 +129,7 @@ class T5Attention(nn.Module):
         return axes.constrain(out(y_BxLxHxK.reshape(*x_BxLxD.shape[:2], -1)), ("batch", "length", "embed"))
 
 
-def scores(q_BxLxHxK: jax.Array, k_BxHxMxK: jax.Array) -> jax.Array:
+def _scores(q_BxLxHxK: jax.Array, k_BxHxMxK: jax.Array) -> jax.Array:
     """Q K^T [B, H, L, M], float32 at least."""
     precise = jnp.promote_types(q_BxLxHxK.dtype, jnp.float32)
     if q_BxLxHxK.shape[1] > 1:

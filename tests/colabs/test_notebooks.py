@@ -18,7 +18,7 @@ def test_one_figure_is_stored_and_no_other_output(path):
     (output,) = [output for cell in cells for output in cell["outputs"]]
     assert output["output_type"] == "display_data"
     assert set(output["data"]) == {"image/png"}
-    assert len(output["data"]["image/png"]) < 300_000
+    assert len(output["data"]["image/png"]) < 200_000
 
 
 @pytest.mark.slow
