@@ -18,7 +18,8 @@ SHAPES = {"base": (768, 3072), "large": (1024, 4096), "3B": (1024, 16_384), "11B
 KS = (32, 64, 128, 256, 512)
 K, RANK, CANDIDATES = 128, 64, 256
 BASE_TOKENS = (16, 80)
-TOKENS_3B, ROUNDS_3B = (4, 16), 15  # of a decoder that takes a third of a second a token
+TOKENS_3B = (4, 16)
+STEP_ROUNDS = 15  # a round of whole steps takes half a minute
 
 # What modes are to reach of the fastest dense layout's time, by d_ff.
 GATHER = {16_384: 1 / 1.85, 65_536: 1 / 1.85}
@@ -109,5 +110,5 @@ def _step_case(size: str, tokens: tuple[int, int], smoke: bool) -> Case:
         },
         slopes=compared,
         moved=steps.moved(),
-        rounds=None if size == "base" else ROUNDS_3B,
+        rounds=STEP_ROUNDS,
     )

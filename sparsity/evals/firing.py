@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from sparsity import spmd
 from sparsity.config import ConfigError
 from sparsity.data.pipeline import Batch, eval_batches
 from sparsity.evals.result import Measure, Result, Subject, mean_and_se
-from sparsity.evals.sparsity import layer_name
+from sparsity.evals.sparsity import layer_name, numbered
 from sparsity.layers.scan import LAYERS
 from sparsity.layers.sparsify import ACTIVATIONS, Activated, Context
 from sparsity.models.t5 import DECODER
@@ -86,7 +85,7 @@ def firing(subject: Subject) -> Result:
     kinds = {name: _frequent(tokens) for name, tokens in named.items()}
     counted = _counted(subject, arrays, named, kinds)
     measures, shown, rng = [], [], np.random.default_rng(subject.seed)
-    for layer in sorted(counted, key=_numbered):
+    for layer in sorted(counted, key=numbered):
         counts, stream = counted[layer], _stream(layer, named)
         found = preferences(counts.fired_KxF, counts.tokens_K)
         null = preferences(_at_random(counts, rng), counts.tokens_K)
@@ -232,15 +231,19 @@ def _at_random(counts: Counts, rng: np.random.Generator) -> np.ndarray:
 def _measures(layer: str, found: Mapping[int, Any], null: Mapping[int, Any], where: str) -> list[Measure]:
     of = f"of n units with at least {LEAST} firings on {where}"
     kind = f"the kind of token they prefer (text: a token of the vocabulary; images: the class), {of}"
-    shares = [share for _, share, _ in found.values()]
-    lift = lambda units: float(np.median([lift for *_, lift in units.values()])) if units else float("nan")
-    share = mean_and_se(shares) if shares else (float("nan"), None)
-    text = f"median of the share of firings on {kind}, over the share of all tokens that are of it"
-    blind = f"{text}, if they fired as often without looking"
+
+    def measure(name: str, values: Sequence[float], text: str, unit: str = "share") -> Measure:
+        mean, error = mean_and_se(values) if values else (float("nan"), None)
+        return Measure(f"firing.{name}.{layer}", mean, error, len(values), f"{text}; mean over units", unit)
+
+    shares, lifts = ([one[i] for one in found.values()] for i in (1, 2))
+    text = f"share of firings on {kind}, over the share of all tokens that are of it"
     return [
-        Measure(f"firing.share.{layer}", *share, len(shares), f"share of firings that are on {kind}; mean over units"),
-        Measure(f"firing.lift.{layer}", lift(found), None, len(found), text, ""),
-        Measure(f"firing.lift_by_chance.{layer}", lift(null), None, len(null), blind, ""),
+        measure("share", shares, f"share of firings that are on {kind}"),
+        measure("lift", lifts, text, ""),
+        measure(
+            "lift_by_chance", [one[2] for one in null.values()], f"{text}, if they fired as often without looking", ""
+        ),
     ]
 
 
@@ -266,8 +269,3 @@ def _word(subject: Subject, token: int) -> str:
     vocabulary = getattr(subject.source, "vocabulary", None)
     text = "" if vocabulary is None else vocabulary.decode(np.array([token], np.int32))
     return text.replace("\n", "\\n") or f"<{token}>"
-
-
-def _numbered(layer: str) -> list[Any]:
-    """So that block_10 stands after block_9."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", layer)]

@@ -16,10 +16,9 @@ from sparsity.config import ConfigError, path_of
 from sparsity.data.vocabularies import EOS, Vocabulary
 from sparsity.decode.generate import make_generate, make_sample
 from sparsity.decode.sampling import Sampling
-from sparsity.decode.weights import DECODES, prepared, unstacked
+from sparsity.decode.weights import prepared, unstacked
 from sparsity.evals.inference import mode_of
 from sparsity.evals.result import Measure, Result, Subject, mean_and_se
-from sparsity.layers.inference import DenseMask
 
 _SENTINEL = re.compile(r"<extra_id_([0-9]+)>")  # as T5's vocabulary writes the spans that were taken out
 
@@ -64,11 +63,11 @@ def say(subject: Subject, prompts: Sequence[str]) -> list[Generated]:
         or a token that the model does not have.
     """
     cfg, source = subject.config, subject.source
+    if not hasattr(subject.model.build(source.classes), "step"):
+        kind = type(subject.model).__name__
+        raise ConfigError(f"evals.names: generate needs a gpt2, llama or t5; {kind} says no tokens")
     model, params = _as_read(subject)
     mesh = spmd.make_mesh(spmd.MeshConfig(1), jax.devices()[:1]) if cfg.mode else subject.mesh
-    module = model.build(source.classes)
-    if not hasattr(module, "step"):
-        raise ConfigError(f"evals.names: generate needs a gpt2, llama or t5; {type(model).__name__} says no tokens")
     if not hasattr(source, "vocabulary"):
         raise ConfigError(
             f"evals.names: generate needs text; {type(source).__name__} has no vocabulary to read it with"
@@ -111,7 +110,7 @@ def _as_read(subject: Subject) -> tuple[Any, Any]:
     if not cfg.mode:
         return unstacked(model, subject.params)
     try:
-        mode = mode_of(cfg.mode, model.mlp, model.d_model, cfg) if isinstance(model, DECODES) else DenseMask()
+        mode = mode_of(cfg.mode, model.mlp, model.d_model, cfg)
         return prepared(model, spmd.fetch(subject.params), mode)
     except ValueError as error:
         raise ConfigError(f"evals.mode: {error}") from error

@@ -25,8 +25,8 @@ def by_layer(tree: Mapping[str, Any], kind: type[S] = SparsityStats) -> dict[str
     """
     out = {}
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, kind))
-    numbered = lambda leaf: [[int(s) if s.isdigit() else s for s in re.split(r"(\d+)", p.key)] for p in leaf[0]]
-    for path, stats in sorted((leaf for leaf in leaves if isinstance(leaf[1], kind)), key=numbered):
+    in_order = lambda leaf: [numbered(p.key) for p in leaf[0]]
+    for path, stats in sorted((leaf for leaf in leaves if isinstance(leaf[1], kind)), key=in_order):
         name = layer_name([p.key for p in path])
         if np.ndim(stats.examples) == 0:
             out[name] = stats
@@ -35,6 +35,15 @@ def by_layer(tree: Mapping[str, Any], kind: type[S] = SparsityStats) -> dict[str
         for i in range(len(stats.examples)):
             out[f"{name}_{i}"] = jax.tree.map(lambda x, i=i: x[i], stats)
     return out
+
+
+def numbered(name: str) -> list[int | str]:
+    """What names are sorted by for their numbers to rise.
+
+    >>> sorted(["block_10", "block_9"], key=numbered)
+    ['block_9', 'block_10']
+    """
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def layer_name(path: Sequence[str]) -> str:

@@ -57,7 +57,8 @@ class SelfAttention(nn.Module):
         q_BxLxHxK, k_BxMxHxK, v_BxMxHxK = project("query", "length"), project("key", None), project("value", None)
         if ctx.slots:
             k_BxMxHxK, v_BxMxHxK = kept_pair(self, k_BxMxHxK, v_BxMxHxK, ctx)
-        scores_BxHxLxM = scores(q_BxLxHxK, k_BxMxHxK.swapaxes(1, 2))
+        precise = jnp.promote_types(q_BxLxHxK.dtype, jnp.float32)
+        scores_BxHxLxM = jnp.einsum("bqhd,bkhd->bhqk", q_BxLxHxK, k_BxMxHxK, preferred_element_type=precise)
         if self.causal:
             scores_BxHxLxM = causal(scores_BxHxLxM, ctx)
         weights_BxHxLxM = jax.nn.softmax(scores_BxHxLxM / split[-1] ** 0.5).astype(v_BxMxHxK.dtype)
@@ -117,7 +118,7 @@ class T5Attention(nn.Module):
         # Every query reads all keys and values: they are gathered where the length is split.
         of = lambda name: kept(self, name, lambda: project(name, read, None), ctx, fixed=self.cross)
         k_BxHxMxK, v_BxHxMxK = of("key"), of("value")
-        scores_BxHxLxM = scores(q_BxLxHxK, k_BxHxMxK)
+        scores_BxHxLxM = _scores(q_BxLxHxK, k_BxHxMxK)
         if bias_1xHxLxM is not None:
             scores_BxHxLxM = scores_BxHxLxM + bias_1xHxLxM
         if mask_Bx1xLxM is not None:  # finite: a token of padding, which sees none, must not become NaN
@@ -130,9 +131,12 @@ class T5Attention(nn.Module):
         return axes.constrain(out(y_BxLxHxK.reshape(*x_BxLxD.shape[:2], -1)), ("batch", "length", "embed"))
 
 
-def scores(q_BxLxHxK: jax.Array, k_BxHxMxK: jax.Array) -> jax.Array:
-    """Q K^T [B, H, L, M], float32 at least; heads first in both, or a CPU reads one query's keys five times as long."""
+def _scores(q_BxLxHxK: jax.Array, k_BxHxMxK: jax.Array) -> jax.Array:
+    """Q K^T [B, H, L, M], float32 at least."""
     precise = jnp.promote_types(q_BxLxHxK.dtype, jnp.float32)
+    if q_BxLxHxK.shape[1] > 1:
+        return jnp.einsum("bqhd,bhkd->bhqk", q_BxLxHxK, k_BxHxMxK, preferred_element_type=precise)
+    # Of one query a CPU reads the keys five times as fast with heads first in both. Training sums as it always has.
     return jnp.einsum("bhqd,bhkd->bhqk", q_BxLxHxK.swapaxes(1, 2), k_BxHxMxK, preferred_element_type=precise)
 
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsity.layers.attention import SelfAttention
+from sparsity.layers.attention import SelfAttention, _scores
 from sparsity.layers.sparsify import Context
 
 B, L, D = 2, 5, 12
@@ -131,3 +131,14 @@ def test_bfloat16_keeps_scores_and_softmax_in_float32():
     exponentials = [line for line in lowered.splitlines() if "stablehlo.exponential" in line]
     assert len(exponentials) == 1
     assert f"tensor<{B}x3x{L}x{L}xf32>" in exponentials[0]
+
+
+def test_training_multiplies_queries_and_keys_as_it_always_has_and_one_query_heads_first():
+    """Another order of axes rounds otherwise, and what studies have recorded would not be repeated to the bit."""
+    k = jnp.ones((2, 4, 5, 3))
+    plain = lambda q, k: jnp.einsum("bqhd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
+    first = lambda q, k: plain_first(q.swapaxes(1, 2), k)
+    plain_first = lambda q, k: jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
+    program = lambda f, length: str(jax.make_jaxpr(f)(jnp.ones((2, length, 4, 3)), k))
+    assert program(_scores, 2) == program(plain, 2) != program(first, 2)
+    assert program(_scores, 1) == program(first, 1) != program(plain, 1)
