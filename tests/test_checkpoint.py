@@ -164,7 +164,7 @@ def same(state, step):
 
 @pytest.fixture
 def abandoned_reads():
-    """Of a restore that fails orbax abandons the reads under way: they say so when they are collected, so here."""
+    """Of a restore or a save that fails orbax abandons what is under way: that says so when it is collected, so here."""
     yield
     gc.collect()
 
@@ -255,6 +255,7 @@ def test_checkpoints_of_before_there_were_digests_are_taken_as_they_are(saved, t
         assert same(checkpoints.restore(TARGET), 2)
 
 
+@abandons
 def test_a_full_disk_is_said_in_a_line_and_what_was_saved_stays(saved, tmp_path, full_disk):
     directory = tmp_path / "c"
     shutil.copytree(saved, directory)
