@@ -33,8 +33,10 @@ def test_every_file_of_the_package_has_its_place_in_a_test():
         "sparsity/ops/sparsifiers/base.py": "tests/ops/sparsifiers/test_table.py",
         "sparsity/ops/sparsifiers/dense_references.py": "tests/ops/sparsifiers/test_table.py",
         "sparsity/ops/top_k_threshold.py": "tests/ops/test_top_k.py",
+        "sparsity/convert/described.py": "tests/convert/test_hostile.py",
         "sparsity/convert/hf.py": "tests/convert/test_hf_vit.py",
         "sparsity/convert/vit.py": "tests/convert/test_timm.py",
+        "sparsity/data/arrays.py": "tests/convert/test_hostile.py",
         "sparsity/data/next_tokens.py": "tests/data/test_vocabularies.py",
         "sparsity/models/decoder.py": "tests/decode/test_generate.py",
         **{
