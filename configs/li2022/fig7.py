@@ -14,7 +14,8 @@ assumed: the paper times decoders of T5X; ours reads W_o row by row. The dense b
 which suite `decode` compares with the other three on this machine.
 assumed: whether `approx_max_k` is a PartialReduce is told from its arguments, as XLA's source has it; of trained
 networks its recall is measured where it is one, which it is not for 512 units, nor for T5-Base's 3,072.
-assumed: inputs are 512 tokens; the encoder's time is not counted. Weights are random, which times do not depend on.
+assumed: inputs are 512 tokens; the encoder, whose time is not counted, has one layer. Weights are random,
+which times do not depend on.
 assumed: (embedded) `approx_max_k` is an exact search on CPUs; float32; of decoders that memory does not hold as many
 layers as it does, the vocabulary's share being larger then; recall and losses are those of a T5 of 4 + 4 layers of 512
 units, k 16, with a predictor of rank 16 and 64 candidates.
