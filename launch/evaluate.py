@@ -67,10 +67,10 @@ def _follow(of: evaluated.Evaluation) -> int:
     try:
         for one in evaluated.follow(of, _POLL.value):
             found.append(one)
-            lines = aligned(formats.by_checkpoint(found)).splitlines()
-            print("\n".join(lines[-1:] if len(found) > 1 else lines), flush=True)
             if _OUT.value:
                 formats.write(formats.Findings(found), _OUT.value)
+            lines = aligned(formats.by_checkpoint(found)).splitlines()
+            print("\n".join(lines[-1:] if len(found) > 1 else lines), flush=True)
     except KeyboardInterrupt:
         print(f"{of.run}: followed no more, after {len(found)} checkpoints")
         return cli.DONE

@@ -116,10 +116,11 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # orbax hands on what tensorstore or the system raised
-            if not no_room(error):
+            if not (why := no_room(error)):
                 raise
+            said = f"{why}: {_in_a_line(error)}"
             raise CheckpointError(
-                f"checkpoints {self._directory}: one cannot be written ({_in_a_line(error)}); those before it stay"
+                f"checkpoints {self._directory}: one cannot be written ({said}); those before it stay"
             ) from error
 
     def latest(self) -> int | None:
@@ -254,7 +255,7 @@ def _damaged_if_it_fails() -> Iterator[None]:
 
 def _in_a_line(error: Exception) -> str:
     text = " ".join(str(error).split())
-    return text if len(text) < 200 else f"{text[:80]} ... {text[-100:]}"  # the cause stands at the end
+    return text if len(text) < 200 else f"{text[:80]} ... {text[-100:]}"  # the cause stands there mostly
 
 
 def _alone() -> ocp.CheckpointManagerOptions:

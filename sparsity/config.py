@@ -44,10 +44,13 @@ class ConfigError(ValueError):
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def no_room(error: BaseException) -> bool:
-    """Whether an error, whoever raised it, says that a disk is full or takes nothing: that is no defect of the code."""
+def no_room(error: BaseException) -> str:
+    """The system's words for a disk that is full or takes nothing, if an error of anybody has them; else empty.
+
+    That is no defect of the code.
+    """
     numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
-    return any(os.strerror(number) in str(error) for number in numbers)
+    return next((words for words in map(os.strerror, numbers) if words in str(error)), "")
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

@@ -164,7 +164,7 @@ def same(state, step):
 
 @pytest.fixture
 def abandoned_reads():
-    """Of a restore or a save that fails orbax abandons what is under way: that says so when it is collected, so here."""
+    """Of a restore or a save that fails orbax abandons what is under way: it says so when collected, so here."""
     yield
     gc.collect()
 

@@ -260,7 +260,8 @@ class Subject:
         """
         split, digest = self.split, hashlib.sha256()
         seen = split.seen() if isinstance(split, Lazy) else np.arange(len(split))
-        some = split.take(seen[np.linspace(0, len(seen) - 1, min(_SAMPLE, len(seen))).astype(int)])
+        rows = [split[int(i)] for i in seen[np.linspace(0, len(seen) - 1, min(_SAMPLE, len(seen))).astype(int)]]
+        some = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         whole = {name: x for name, x in self.clean.arrays.items() if np.issubdtype(x.dtype, np.integer)}
         for name, x in (*sorted(whole.items()), *sorted(some.items())):
             digest.update(f"{name} {x.shape} {len(seen)}".encode())

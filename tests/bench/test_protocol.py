@@ -78,10 +78,11 @@ def test_what_is_not_sound_is_measured_again_and_says_so(monkeypatch):
         return record | {"seconds": {"more": [0.1, next(lost)]}}
 
     monkeypatch.setattr(protocol, "_measured", measured)
-    record = protocol.measure(None, tries=3)  # the machine drifts, a slope is lost, all is well
+    case = protocol.Case("c", "rows", {"more": None}, (), {})
+    record = protocol.measure(case, tries=3)  # the machine drifts, a slope is lost, all is well
     assert record["tries"] == 3
     assert protocol.sound(record)
-    assert not protocol.sound(protocol.measure(None))
+    assert not protocol.sound(protocol.measure(case))
 
 
 def test_a_case_may_have_fewer_rounds_than_are_asked_for():

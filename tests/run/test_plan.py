@@ -93,9 +93,10 @@ def test_each_chip_holds_a_sixteenth_of_the_parameters(eleven):
 
 
 def test_a_rematerialised_layer_keeps_its_input(eleven):
+    """Beside these the loss keeps two arrays of the logits' size, in float32; all else is of a layer's size."""
     rows, tokens = 64 // 4, 512 + 114
     layers, logits = rows * 24 * tokens * 1024 * 2, rows * 114 * 32_128 * 4
-    assert layers < eleven.kept_bytes < 1.5 * (layers + logits)
+    assert layers + 2 * logits < eleven.kept_bytes < 1.4 * (layers + 2 * logits)
 
 
 def test_the_flops_are_six_for_each_parameter_and_token_but_the_embedding_s(eleven):
