@@ -126,15 +126,15 @@ def test_processes_stop_together_at_the_answer_to_what_they_last_asked(monkeypat
 
 TINY = [
     "--config=configs/quickstart.py:top_k",
-    "--config.steps=300",
+    "--config.steps=60",
     "--config.batch=32",
     "--config.model.d_model=16",
     "--config.model.layers=1",
     "--config.model.mlp.d_ff=32",
     "--config.model.mlp.sparsifier.k=4",
     "--config.mesh.model=2",
-    "--config.every.checkpoint=100",
-    "--config.every.eval=200",
+    "--config.every.checkpoint=20",
+    "--config.every.eval=40",
     "--config.evals.names=('accuracy','calibration','sparsity','neurons','cost')",
 ]
 
@@ -189,9 +189,10 @@ class Together:
                     process.kill()
 
     def text(self, i):
-        """What a process printed, and on the error stream without the chatter of the collectives."""
-        out, err = (file.read_text() for file in self.said[i])
-        return out, "".join(line for line in err.splitlines(keepends=True) if "[Gloo]" not in line)
+        """What a process printed, and on the error stream, without the chatter of the collectives."""
+        of = lambda file: "".join(line for line in file.read_text().splitlines(keepends=True) if "[Gloo]" not in line)
+        out, err = map(of, self.said[i])
+        return out, err
 
 
 def launch(folder, module, *flags, known=by_flags):
@@ -226,12 +227,12 @@ def trained(tmp_path_factory):
 @pytest.mark.multiprocess
 def test_two_processes_train_one_run_and_the_first_alone_writes_and_speaks(trained):
     workdir, both = trained
-    assert steps_of(workdir) == list(range(300))
+    assert steps_of(workdir) == list(range(60))
     assert json.loads((workdir / "outcome.json").read_text())["status"] == "finished"
     assert (workdir / "report" / "index.html").exists()
     (out, err), (other_out, other_err) = both.text(0), both.text(1)
     assert "accuracy" in out
-    assert "step 300/300" in err
+    assert "step 60/60" in err
     assert (other_out.replace("\n", ""), other_err) == ("", "")
 
 
@@ -270,13 +271,13 @@ def test_sigterm_to_one_of_two_stops_both_at_one_step_and_the_run_resumes(traine
     assert both.codes(60) == [cli.PREEMPTED, cli.PREEMPTED], both.text(0) + both.text(1)
     assert time.monotonic() - began < 10
     steps = steps_of(workdir)
-    assert max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()) == len(steps) < 300
+    assert max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()) == len(steps) < 60
     assert f"stopped after step {len(steps)}; rerun the same command to resume" in both.text(0)[1]
     assert both.text(1)[1] == ""
     again = launch(tmp_path / "b", "train", *TINY, f"--workdir={workdir}")
     assert again.codes() == [cli.DONE, cli.DONE], again.text(0)
-    assert steps_of(workdir) == list(range(300))
-    assert digests_of(workdir, 300) == digests_of(whole, 300)
+    assert steps_of(workdir) == list(range(60))
+    assert digests_of(workdir, 60) == digests_of(whole, 60)
 
 
 @pytest.mark.multiprocess
