@@ -153,9 +153,12 @@ def test_evaluate_follows_a_run_until_it_is_told_to_stop(trained, tmp_path):
     command = [sys.executable, "-m", "launch.evaluate", *flags, "--follow", "--poll=0.1"]
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     with subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE) as process:
-        lines = [process.stdout.readline().split()[0] for _ in range(3)]
-        process.send_signal(signal.SIGINT)
-        rest, _ = process.communicate(timeout=60)
+        try:
+            lines = [process.stdout.readline().split()[0] for _ in range(3)]
+            process.send_signal(signal.SIGTERM)  # as Ctrl-C, which a command behind `&` ignores
+            rest, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert lines == ["step", "2", "4"]
     assert rest == "vit_digits_top_64: followed no more, after 2 checkpoints\n"
     assert process.returncode == cli.DONE
