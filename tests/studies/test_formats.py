@@ -41,9 +41,9 @@ def test_runs_stand_side_by_side_in_text_and_what_was_not_measured_is_no_zero(fi
         "",
         "Differences paired over the same n examples ± the standard error of their mean; 1 point is 1 %. "
         "c is not paired with vit_a: they were evaluated on other examples (n = 4 and 4).",
-        "less vit_a         b|50%  c",
+        "less vit_a            b|50%  c",
         "accuracy    +25 ± 25 points  -",
-        "n                      4  -",
+        "n                         4  -",
     ]
 
 
