@@ -7,6 +7,8 @@ import tempfile
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Of numpy's products: with as many workers as cores, threads of one wait, and spin, for those of the other: ten times.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Many tests run the same tiny network; it is compiled once a session, for subprocesses and workers too.
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers take that of the process that started them
     _CACHE = tempfile.TemporaryDirectory(prefix="sparsity-tests-")
