@@ -249,6 +249,7 @@ def test_any_number_of_processes_restores_the_state_exactly_and_takes_the_same_s
             found[processes, mesh] = dict(arrays)
     one = found.pop((1, "1x1"))
     assert {key: int(x["rows"]) for key, x in found.items()} == {(2, "4x1"): 16, (4, "2x2"): 16, (1, "1x4"): 32}
+    whole = np.sqrt(sum(np.sum(x**2) for name, x in one.items() if name.startswith("grads/")))
     for other in found.values():
         assert other.keys() == one.keys()
         assert abs(other["loss"] - one["loss"]) < 1e-6
@@ -257,7 +258,9 @@ def test_any_number_of_processes_restores_the_state_exactly_and_takes_the_same_s
             if name.startswith("params/"):
                 np.testing.assert_array_equal(other[name], one[name], err_msg=name)
             elif name.startswith("grads/"):
-                assert np.linalg.norm(other[name] - one[name]) <= 1e-5 * np.linalg.norm(one[name]), name
+                # The softmax does not see a bias of the keys: its true gradient is zero, and all of it is rounding.
+                scale = whole if name.endswith("key/bias") else np.linalg.norm(one[name])
+                assert np.linalg.norm(other[name] - one[name]) <= 1e-5 * scale, name
 
 
 @pytest.mark.multiprocess
