@@ -22,6 +22,7 @@ def test_one_figure_is_stored_and_no_other_output(path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:approx top-k.* is an exact search")  # decode_speed shows just that
 @pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
 def test_the_cells_run_in_order(path):
