@@ -21,6 +21,7 @@ import jax
 import pytest
 
 from sparsity import recipes
+from sparsity.run.topology import DESCRIBED
 
 # Most programs here run for moments: to compile them well takes longer than to run them badly. This is the back end's
 # effort alone; the passes over HLO, whose results some tests look at, all run. Subprocesses are not touched.
@@ -79,13 +80,7 @@ def tpu_slice():
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()  # or the setting has no effect any more
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "TPU_SKIP_MDS_QUERY": "1",
-            "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-            "TPU_WORKER_HOSTNAMES": "localhost",
-            "TPU_WORKER_ID": "0",
-            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        }.items():
+        for name, value in DESCRIBED.items():
             patch.setenv(name, value)
         yield lambda name: list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
     jax.config.update("jax_enable_compilation_cache", True)

@@ -16,7 +16,7 @@ import jax
 from sparsity.config import ConfigError
 
 LOCAL = "local"
-_DESCRIBED = {  # so that libtpu asks no metadata server which TPU this is, and another process may use it too
+DESCRIBED = {  # so that libtpu asks no metadata server which TPU this is, and another process may use it too
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -116,7 +116,7 @@ def _described(topology: str, shape: tuple[int, ...], chip: Chip) -> list[Any]:
     """The chips of a slice, as libtpu describes them. Raises ConfigError if it knows no such slice."""
     from jax.experimental import topologies
 
-    for key, value in _DESCRIBED.items():
+    for key, value in DESCRIBED.items():
         os.environ.setdefault(key, value)
     options: dict[str, Any] = dict(chip.options)
     if math.prod(shape) < 4:  # a part of a host
