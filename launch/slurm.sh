@@ -29,6 +29,7 @@ usage() {
   sed -n '2,/^#SBATCH/{/^#SBATCH/d;s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
 }
 
+# This and the next stand in tpu_vm.sh too: sbatch runs a copy of this file, away from its neighbours.
 fail() {
   echo "error: $1" >&2
   exit 2
