@@ -6,8 +6,8 @@ Command: python -m launch.reproduce --study=li2022/fig7 --workdir=runs/li2022
 (on a TPU VM with --scale=paper; latencies are those of the machine that it runs on.)
 One run: python -m launch.train --config=configs/li2022/fig7.py:16 --workdir=runs/one
 (`paper/128` at the paper's scale.)
-Hardware: 2 CPU cores, 24 GB, 3 runs of 7 minutes beside tests; of 4 measurements two are
-made, T5-base's in 7 minutes and 3B's in 21. At the paper's scale a TPU chip for the latencies and a slice for the T5.
+Hardware: 2 CPU cores, 24 GB: 3 runs of 7 minutes beside tests, 4 measurements of 7 (base) to 22 minutes (11B) on an
+otherwise idle, shared machine. At the paper's scale a TPU chip for the latencies and a slice for the T5.
 Expected: paper: about 10% less time a token for T5-11B with k up to 128, less with 256; less for smaller T5s, on a
 TPUv4 with `jax.lax.approx_max_k` at a recall of .95.
 assumed: the paper times decoders of T5X; ours reads W_o row by row. The dense baseline has the layout of mode `dense`,
