@@ -1,11 +1,18 @@
 """Shared by all tests: 8 virtual CPU devices, set before jax is imported, and tiny configs."""
 
 import contextlib
+import importlib.metadata
 import os
 import resource
 import tempfile
 
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+# jaxlib 0.10 has older emitters of fusions too, which compile in half the time; 0.12 has one kind and no such flag.
+EMITTERS = "xla_cpu_use_fusion_emitters"
+HAS_OLDER_EMITTERS = importlib.metadata.version("jaxlib").startswith("0.10.")
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+    + [f"--{EMITTERS}=false"] * HAS_OLDER_EMITTERS
+).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Of numpy's products: with as many workers as cores, threads of one wait, and spin, for those of the other: ten times.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -38,6 +45,12 @@ def optimized():
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(scope="session")
+def as_users():
+    """Options of `Lowered.compile` that give the program users get, for a test of its text."""
+    return {EMITTERS: True} if HAS_OLDER_EMITTERS else {}
 
 
 @pytest.fixture

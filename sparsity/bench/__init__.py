@@ -1,6 +1,7 @@
 """The benchmark suites, by name: each yields its cases, small ones with `smoke`."""
 
 from sparsity.bench.decode import decode_cases
+from sparsity.bench.digests import digests_cases
 from sparsity.bench.growth import growth_cases
 from sparsity.bench.protocol import Suite
 from sparsity.bench.saving import saving_cases
@@ -17,6 +18,7 @@ SUITES: dict[str, Suite] = {
     "train": train_cases,
     "t5": t5_cases,
     "decode": decode_cases,
+    "digests": digests_cases,
     "growth": growth_cases,
     "scale": scale_cases,
 }

@@ -31,11 +31,12 @@ INPUTS, TOKENS = 512, (32, 160)  # tokens read, and said by the shorter and by t
 
 def t5_cases(smoke: bool) -> Iterator[Case]:
     """T5-small's training step on 8 rows of 512 and 114 tokens, and T5-base's greedy decoding of one row of 512."""
-    yield _step_case(_run("small", smoke))
-    yield _decode_case(_run("base", smoke), (2, 4) if smoke else TOKENS)
+    yield _step_case(timed_run("small", smoke))
+    yield _decode_case(timed_run("base", smoke), (2, 4) if smoke else TOKENS)
 
 
-def _run(size: str, smoke: bool) -> RunConfig:
+def timed_run(size: str, smoke: bool) -> RunConfig:
+    """A T5 of T5X's recipe in float32 on 8 rows of random tokens; with `smoke`, of toy size."""
     config = recipes.t5_c4(size)
     config.batch, config.mesh.data, config.model.dtype = 8, 1, "float32"
     # Of T5's size, read from no file.
@@ -122,18 +123,17 @@ def _without_dropout(config: RunConfig) -> RunConfig:
 def step_and_products(
     engine: Engine, batch: dict[str, np.ndarray]
 ) -> tuple[Callable[[], Any], collections.Counter[Product]]:
-    """A step, which trains on with every call, and its products."""
+    """A step, which trains on with every call, the first of which compiles it; and its products."""
     with jax.set_mesh(engine.mesh):
         state, placed = engine.new_state()
         batch = spmd.place_batch(engine.mesh, batch)
         program = engine.step(placed, record=False)
         products = products_of(program.trace(state, batch).jaxpr.jaxpr)
-        compiled = program.lower(state, batch).compile()
 
     def step():
         nonlocal state
         with jax.set_mesh(engine.mesh):
-            state, metrics, _ = compiled(state, batch)
+            state, metrics, _ = program(state, batch)
         return state, metrics
 
     return step, products

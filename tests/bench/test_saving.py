@@ -37,7 +37,8 @@ def inference(request, networks):
 def test_every_product_gives_the_logits_and_zeros_of_the_model(name, start, networks):
     images, config = saving.draw_images(6, seed=0), TINY.config(name)
     apply = config.build(CLASSES).apply
-    want, updates = apply({"params": start[name][1]}, images, Context(record=True), mutable=[STATS])
+    recorded = jax.jit(lambda params: apply({"params": params}, images, Context(record=True), mutable=[STATS]))
+    want, updates = recorded(start[name][1])
     stats = by_layer(updates[STATS])
     products = LAYOUTS | {"gathered": functools.partial(gathered_matmul, capacity=TINY.width)}
     for layout, product in products.items():

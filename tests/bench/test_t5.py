@@ -27,7 +27,7 @@ def test_a_program_s_products_are_counted_through_scans_and_calls():
 
 
 def test_the_step_s_products_are_three_times_those_of_the_forward_pass(cases):
-    config, facts = t5._run("small", smoke=True), cases[0].facts
+    config, facts = t5.timed_run("small", smoke=True), cases[0].facts
     shape, classes = config.input_shape, config.data.classes
     forward = config.model.flops(shape, classes) * config.model.tokens(shape) * config.batch
     # Backward takes two products for each; not those of the distances' buckets and of gathered embeddings.
@@ -49,7 +49,7 @@ def test_the_profile_is_of_a_step_without_dropout_and_of_the_optimizer_alone(cas
     before, after = (jax.tree.map(np.array, case.arms["optimizer"]()[0]) for _ in range(2))
     assert all(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True))
     assert case.slopes == {"rest": ("step", "products"), "dropout": ("step", "step without dropout")}
-    config = t5._run("small", smoke=True)
+    config = t5.timed_run("small", smoke=True)
     assert (config.model.dropout, config.model.mlp.dropout) == (0.1, 0.1)
     plain = t5._without_dropout(config).model
     assert (plain.dropout, plain.mlp.dropout) == (0, 0)

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -35,9 +36,9 @@ def gpt2():
 def test_recall_and_what_is_needed_are_those_of_the_predictor_in_float64(gpt2):
     subject, found = gpt2
     arrays = TEXT.model_input(subject.split.arrays())
-    _, new = subject.model.build(11).apply(
-        {"params": subject.params}, arrays["tokens"], Context(hand_out=True), mutable=[ACTIVATIONS]
-    )
+    model, ctx = subject.model.build(11), Context(hand_out=True)
+    handed = jax.jit(lambda params, tokens: model.apply({"params": params}, tokens, ctx, mutable=[ACTIVATIONS])[1])
+    new = handed(subject.params, arrays["tokens"])
     z = np.asarray(new[ACTIVATIONS]["block_0"]["mlp"]["sparsify"]["stats"].z, np.float64)
     mlp = subject.params["block_0"]["mlp"]
     low = np.linalg.pinv(np.asarray(mlp["wi"]["kernel"], np.float64))  # W_i has full rank D: z says what x was
@@ -81,22 +82,19 @@ def test_a_decoded_token_is_computed_as_here():
     subject = language_subject(TEXT, GPT2, None, candidates=C)
     mode = LowRank(rank=RANK, candidates=C)
     found = read(subject, Alone(mode))
-    model, params = prepared(subject.model, subject.params, mode)
+    model, params = prepared(subject.model, jax.device_put(subject.params), mode)
     module, tokens = model.build(11), subject.split.arrays()["tokens"][:1]
     said, segments = [], np.ones((1, 1), np.int32)
-    logits, kept = module.apply(
-        {"params": params}, tokens[:, :1], segments, Context(slots=6), method="start", mutable=[CACHE]
-    )
+
+    @functools.partial(jax.jit, static_argnames="method")
+    def call(kept, tokens, method, **ctx):
+        variables, ctx = {"params": params, **kept}, Context(slots=6, **ctx)
+        return module.apply(variables, tokens, segments, ctx, method=method, mutable=[CACHE])
+
+    logits, kept = call({}, tokens[:, :1], "start")
     for place in range(1, 6):
         said.append(int(logits.argmax(-1)[0]))
-        logits, kept = module.apply(
-            {"params": params, **kept},
-            tokens[:, place],
-            segments,
-            Context(slots=6, place=place),
-            method="step",
-            mutable=[CACHE],
-        )
+        logits, kept = call(kept, tokens[:, place], "step", place=place)
     assert [*said, int(logits.argmax(-1)[0])] == found.said[0].tolist()
 
 
@@ -114,7 +112,8 @@ def test_of_a_t5_padding_does_not_count_and_the_encoder_stays_as_it_is():
     agreed = (of.said == exact.said) & real
     assert measures["inference.searched.agreement"].value == pytest.approx((agreed.sum(1) / real.sum(1)).mean())
     arrays = subject.source.model_input(subject.split.arrays())
-    logits = model.build(40).apply({"params": subject.params}, *(arrays[n] for n in model.inputs), Context())
+    apply = jax.jit(lambda params, *inputs: model.build(40).apply({"params": params}, *inputs, Context()))
+    logits = apply(subject.params, *(arrays[n] for n in model.inputs))
     nats = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), arrays["targets"][..., None], -1)[..., 0]
     np.testing.assert_allclose(exact.nats, nats, rtol=1e-4, atol=1e-5)
 

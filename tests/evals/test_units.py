@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,19 +10,21 @@ from sparsity.evals.sparsity import merge
 from sparsity.evals.units import units
 from sparsity.layers.sparsify import sparsity_stats
 
+stats_of = jax.jit(sparsity_stats)
+
 
 def of_relu(z, weight=None, slope=True):
     """The statistics of ReLU on pre-activations [B, L, F], merged as an evaluation merges them."""
     z = jnp.asarray(z, jnp.float32)
     weight = None if weight is None else jnp.asarray(weight)
     slope = (z > 0).astype(jnp.float32) if slope else None
-    return merge([{"layer": sparsity_stats(z, jnp.maximum(z, 0), weight, slope)}])["layer"]
+    return merge([{"layer": stats_of(z, jnp.maximum(z, 0), weight, slope)}])["layer"]
 
 
 def of_activations(h):
     """Of given activations [B, L, F], whatever the pre-activations."""
     h = jnp.asarray(h, jnp.float32)
-    return merge([{"layer": sparsity_stats(h, h, None, jnp.ones_like(h))}])["layer"]
+    return merge([{"layer": stats_of(h, h, None, jnp.ones_like(h))}])["layer"]
 
 
 @pytest.fixture

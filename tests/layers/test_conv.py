@@ -42,7 +42,7 @@ def reference(x, kernel):
 def test_both_ways_are_the_definition(method, space, k):
     x, kernel = operands(space, k)
     # Up to 75 float32 products of unit size.
-    np.testing.assert_allclose(method(x, kernel), reference(x, kernel), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(method)(x, kernel), reference(x, kernel), rtol=1e-5, atol=1e-5)
 
 
 @cases
@@ -50,7 +50,8 @@ def test_both_ways_have_the_same_gradients(space, k):
     x, kernel = operands(space, k)
     target = jnp.asarray(np.random.default_rng(1).normal(size=(*x.shape[:-1], 4)), jnp.float32)
     grads = [
-        jax.grad(lambda x, w, f=f: (f(x, w) * target).sum(), (0, 1)) for f in (rolled_product, circular_convolution)
+        jax.jit(jax.grad(lambda x, w, f=f: (f(x, w) * target).sum(), (0, 1)))
+        for f in (rolled_product, circular_convolution)
     ]
     for a, b in zip(grads[0](x, kernel), grads[1](x, kernel), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
@@ -102,8 +103,9 @@ def test_both_ways_of_the_depthwise_convolution_are_the_definition_with_the_same
     target = jnp.asarray(np.random.default_rng(1).normal(size=x.shape), jnp.float32)
     found = []
     for method in (shifted_sum, depthwise_convolution):
-        np.testing.assert_allclose(method(x, kernel), depthwise_reference(x, kernel), rtol=1e-5, atol=1e-5)
-        found.append(jax.grad(lambda x, w, f=method: (f(x, w) * target).sum(), (0, 1))(x, kernel))
+        np.testing.assert_allclose(jax.jit(method)(x, kernel), depthwise_reference(x, kernel), rtol=1e-5, atol=1e-5)
+        gradient = jax.jit(jax.grad(lambda x, w, f=method: (f(x, w) * target).sum(), (0, 1)))
+        found.append(gradient(x, kernel))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), *found)
 
 

@@ -61,6 +61,7 @@ def variances(sparsifier, q, depth, width, seeds):
     return np.asarray(jax.lax.map(network, jax.random.split(jax.random.key(0), seeds)), np.float64)
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize(
     ("sparsifier", "q"),
     [
@@ -87,6 +88,7 @@ def test_q_stays_at_its_fixed_point_through_100_layers_as_the_theory_says(sparsi
     assert deep.var() == pytest.approx(expected.measured, rel=0.25)
 
 
+@pytest.mark.usefixtures("optimized")
 def test_without_a_clip_q_wanders_off_and_with_relu_it_only_diffuses():
     """Price et al. 2024, Sec. 2: V' = 1 and V'' > 0 make q explode in a finite network."""
     assert variances(SoftThreshold(sparsity=0.5), 1.0, 100, 300, 6)[:, -1].max() > 100
@@ -95,6 +97,7 @@ def test_without_a_clip_q_wanders_off_and_with_relu_it_only_diffuses():
     assert last.max() < 20
 
 
+@pytest.mark.usefixtures("optimized")
 def test_above_the_bifurcation_q_leaves_for_the_other_fixed_point():
     """CST .85 at V' = .9 has stable fixed points at 1 and 5.34; width 300 does not hold the first."""
     with pytest.warns(BifurcationWarning):

@@ -123,7 +123,7 @@ def test_of_scanned_layers_none_is_lost_whatever_is_computed_again():
 
     def of(config, params, accumulate):
         objective = Objective(config.build(9), config, language, seed=0)
-        compute = gradients(objective, record=False, accumulate=accumulate)
+        compute = jax.jit(gradients(objective, record=False, accumulate=accumulate))
         return compute(TrainState(jnp.int32(0), params, None, {}), batch)[:2]
 
     expected, per_layer = of(single, unrolled, 1)

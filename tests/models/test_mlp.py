@@ -24,7 +24,7 @@ def classifier(*widths, sparsifier=RELU, **settings):
 
 
 def fresh(config, images=IMAGES):
-    return flax.core.meta.unbox(config.build(CLASSES).init(jax.random.key(0), images, Context()))
+    return flax.core.meta.unbox(jax.jit(config.build(CLASSES).init)(jax.random.key(0), images, Context()))
 
 
 def randomised(config):
@@ -34,8 +34,8 @@ def randomised(config):
 
 
 def forward(config, variables, images=IMAGES, key=0, **ctx):
-    rngs = {NOISE: jax.random.key(key)}
-    return config.build(CLASSES).apply(variables, images, Context(**ctx), mutable=[STATS, ACTIVATIONS], rngs=rngs)
+    ctx, rngs, apply = Context(**ctx), {NOISE: jax.random.key(key)}, config.build(CLASSES).apply
+    return jax.jit(lambda v, x: apply(v, x, ctx, mutable=[STATS, ACTIVATIONS], rngs=rngs))(variables, images)
 
 
 def pre_activations(config, variables, images=IMAGES, key=0, **ctx):

@@ -39,12 +39,14 @@ INPUTS = (tokens(2, 12), tokens(2, 6), ones(2, 12), ones(2, 6))
 
 
 def parameters(config, seed=0, classes=V):
-    variables = config.build(classes).init(jax.random.key(seed), *INPUTS, Context())
+    module = config.build(classes)
+    variables = jax.jit(lambda key: module.init(key, *INPUTS, Context()))(jax.random.key(seed))
     return flax.core.meta.unbox(variables)["params"]
 
 
 def logits(config, params, inputs=INPUTS, ctx=CLEAN, **settings):
-    return config.build(V).apply({"params": params}, *inputs, ctx, **settings)
+    module = config.build(V)
+    return jax.jit(lambda params, inputs: module.apply({"params": params}, *inputs, ctx, **settings))(params, inputs)
 
 
 # Published (v1.0), and counted on transformers' model of these sizes, its logits untied (v1.1 and ByT5).
@@ -150,7 +152,10 @@ def test_dropout_is_the_same_for_all_tokens_of_an_example():
     flat = jax.tree_util.tree_map_with_path(lambda path, x: 0 * x if "bias" in str(path) else x, params)
     module = config.build(V)
     rngs = {"dropout": jax.random.key(0)}
-    memory = module.apply({"params": flat}, row, ones(2, 12), Context(train=True), rngs=rngs, method="encode")
+    encode = lambda flat: module.apply(
+        {"params": flat}, row, ones(2, 12), Context(train=True), rngs=rngs, method="encode"
+    )
+    memory = jax.jit(encode)(flat)
     np.testing.assert_allclose(memory, jnp.broadcast_to(memory[:, :1], memory.shape), rtol=1e-5, atol=1e-5)
     assert (memory[0] != memory[1]).any()
     assert (memory == 0).any()
@@ -210,7 +215,7 @@ def test_the_gradient_of_the_bias_scatters_no_entry_for_each_pair_of_tokens():
 def test_flops_are_those_of_the_products_that_xla_counts(of_mlp):
     config = t5(of_mlp={"d_ff": 256, **of_mlp}, scan=False, tied=False, d_model=64, heads=4, head_dim=16)
     inputs = (tokens(1, 64), tokens(1, 32), ones(1, 64), ones(1, 32))
-    params = config.build(V).init(jax.random.key(0), *inputs, Context())
+    params = jax.jit(lambda key: config.build(V).init(key, *inputs, Context()))(jax.random.key(0))
     counted = jax.jit(lambda p: config.build(V).apply(p, *inputs, Context())).lower(params).cost_analysis()["flops"]
     shape = (64, 32, 64, 32)
     ours = config.flops(shape, V) * config.tokens(shape)

@@ -65,7 +65,7 @@ entries = pytest.mark.parametrize("name", NOISES)
 
 
 def draw(name, x, key=KEY, step=0):
-    return EXAMPLES[name].noise(x, key, step)
+    return jax.jit(EXAMPLES[name].noise)(x, key, step)
 
 
 @entries

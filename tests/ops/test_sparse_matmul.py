@@ -126,9 +126,9 @@ def test_refuses_in_one_line(shape_h, shape_w, capacity, match):
 
 
 @pytest.mark.parametrize("batch", [1, 8])
-def test_nothing_of_the_size_of_w_is_copied_and_nothing_is_sorted(batch):
+def test_nothing_of_the_size_of_w_is_copied_and_nothing_is_sorted(batch, as_users):
     h, w = jnp.ones((batch, 256)), jnp.ones((256, 384))
-    text = product.lower(h, w, 64).compile().as_text()
+    text = product.lower(h, w, 64).compile(as_users).as_text()
     assert re.search(r"f32\[256,384\]\S* parameter\(", text)  # the shape is written as expected
     made = re.findall(r"= f32\[(?:256,384|384,256|64,384|68,384)\]\S* (?!parameter|get-tuple-element)(\S+)\(", text)
     assert made == []

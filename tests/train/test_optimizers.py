@@ -40,9 +40,14 @@ def test_every_rule_descends_a_quadratic(rule):
     state = tx.init(params)
     loss = lambda p: (p["kernel"] ** 2).sum()
     first = loss(params)
-    for _ in range(200):
+
+    @jax.jit
+    def step(params, state):
         updates, state = tx.update(jax.grad(loss)(params), state, params)
-        params = jax.tree.map(jnp.add, params, updates)
+        return jax.tree.map(jnp.add, params, updates), state
+
+    for _ in range(200):
+        params, state = step(params, state)
     assert loss(params) < 0.01 * first
 
 
@@ -119,10 +124,14 @@ def test_a_dead_unit_stays_where_it_is_under_sparse_adam_and_drifts_under_adam(n
     tx = rule(0.01, clip, name=name)
     state = tx.init(params)
 
+    @jax.jit
+    def step(params, state):
+        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
     def steps(params, state, n):
         for _ in range(n):
-            updates, state = tx.update(jax.grad(loss)(params), state, params)
-            params = optax.apply_updates(params, updates)
+            params, state = step(params, state)
         return params, state
 
     params, state = steps(params, state, 3)

@@ -58,7 +58,8 @@ def outputs(config, modes, dtype="float32", x=X):
     weights = {name: {"params": w} for name, (_, w) in arms.items()}
     program = jax.jit(lambda weights, x: {n: m.apply(weights[n], x, Context()) for n, (m, _) in arms.items()})
     wide = lambda y: np.asarray(y, np.float64)
-    return wide(plain.apply({"params": params}, x, Context())), jax.tree.map(wide, program(weights, x))
+    training = jax.jit(lambda params, x: plain.apply({"params": params}, x, Context()))
+    return wide(training(params, x)), jax.tree.map(wide, program(weights, x))
 
 
 def check(expected, found, rtol=2e-6):
@@ -267,7 +268,7 @@ COMPILED = {
 
 
 @pytest.mark.parametrize("name", COMPILED)
-def test_nothing_of_a_matrix_size_is_copied_and_nothing_is_sorted(name):
+def test_nothing_of_a_matrix_size_is_copied_and_nothing_is_sorted(name, as_users):
     """In the one program of a token, on a CPU."""
     sparsifier, mode, dtype = COMPILED[name]
     config = MLPConfig(BIG_F, sparsifier)
@@ -275,7 +276,7 @@ def test_nothing_of_a_matrix_size_is_copied_and_nothing_is_sorted(name):
     params = {"wi": layer(BIG_D, BIG_F), "wo": layer(BIG_F, BIG_D)}
     module, weights = in_mode(mode, config, params, dtype)
     run = jax.jit(lambda weights, x: module.apply({"params": weights}, x, Context()))
-    text = run.lower(weights, jnp.zeros((1, 1, BIG_D), dtype)).compile().as_text()
+    text = run.lower(weights, jnp.zeros((1, 1, BIG_D), dtype)).compile(as_users).as_text()
     assert re.search(r"f32\[512,384\]\S* parameter\(", text)
     made = re.findall(r"= \w+\[(?:512,384|384,512)\]\S* (?!parameter|get-tuple-element|bitcast)(\S+)\(", text)
     # The copy in 8 bits is converted before it is multiplied: on a CPU this mode is for its numbers, not its speed.
