@@ -1,8 +1,8 @@
 """What devices exchange in a compiled program, read from its text.
 
 The text is HLO's, as `compiled.as_text()` gives it: every computation with its instructions, one a line. An exchange
-counts where it starts; that it is waited for later is no second one. What a loop does counts as often as the loop runs
-where the compiler knows how often that is.
+counts where it starts; that it is waited for later is no second one. What a loop does counts as often as the loop runs,
+where the compiler says how often that is or the loop counts from a constant to another, by one as JAX's scans do.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,<= ]*)\]")
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+)\s*(\(.*)?\{$")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = ")
 _OPCODE = re.compile(r"\s*([\w\-]+)\(")
-_NAME = re.compile(r"%?([\w.\-]+)$")
+_WHOLE = re.compile(r"-?\d+$")
 _TRIPS = re.compile(r'"known_trip_count":\s*\{"n":\s*"(\d+)"')
 
 
@@ -150,23 +150,47 @@ def _walk(computations: _Computations, name: str, times: int, when: str, partiti
             size *= devices if kind == "all-gather" else 1
             if devices > 1:
                 yield Collective("reduce-scatter" if scattered else kind, devices, size, times, when)
-        for callee, more, condition in _calls(instruction):
+        for callee, more, condition in _calls(computations, inside, instruction):
             yield from _walk(computations, callee, times * more, condition or when, partitions)
 
 
-def _calls(instruction: _Instruction) -> Iterator[tuple[str, int, str]]:
+def _calls(
+    computations: _Computations, inside: Mapping[str, _Instruction], instruction: _Instruction
+) -> Iterator[tuple[str, int, str]]:
     """The computations that an instruction runs, how often, and `when`."""
     opcode, attributes = instruction.opcode, instruction.attributes
     if opcode == "while":
-        trips = _TRIPS.search(attributes)
+        trips = _trips(computations, inside, instruction)
         for callee in _named(attributes, "condition|body"):
-            yield callee, int(trips[1]) if trips else 1, "" if trips else PER_ITERATION
+            yield callee, 1 if trips is None else trips, PER_ITERATION if trips is None else ""
     elif opcode == "conditional":
         for callee in _named(attributes, "true_computation|false_computation|branch_computations"):
             yield callee, 1, IF_TAKEN
     elif opcode in ("call", "fusion", "async-start", "custom-call"):
         for callee in _named(attributes, "calls|to_apply|called_computations"):
             yield callee, 1, ""
+
+
+def _trips(computations: _Computations, inside: Mapping[str, _Instruction], loop: _Instruction) -> int | None:
+    """How often a loop runs; None where it is not known. Compilers for TPUs leave it to the condition, i < constant."""
+    if said := _TRIPS.search(loop.attributes):
+        return int(said[1])
+    [condition] = _named(loop.attributes, "condition")
+    test = computations.get(condition, {})
+    match [one for one in test.values() if one.opcode == "compare"]:
+        case [one] if "direction=LT" in one.attributes:
+            counter, bound = (test.get(name) for _, name in _operands(one.operands))
+        case _:
+            return None
+    place = re.search(r"index=(\d+)", counter.attributes) if counter and counter.opcode == "get-tuple-element" else None
+    [(_, carried)] = _operands(loop.operands)
+    if place is None or carried not in inside or inside[carried].opcode != "tuple":
+        return None
+    first = inside.get(list(_operands(inside[carried].operands))[int(place[1])][1])
+    while first is not None and first.opcode == "copy":
+        first = inside.get(next(_operands(first.operands))[1])
+    ends = [one.operands for one in (first, bound) if one is not None and one.opcode == "constant"]
+    return max(int(ends[1]) - int(ends[0]), 0) if len(ends) == 2 and all(map(_WHOLE.match, ends)) else None
 
 
 def _named(attributes: str, keys: str) -> list[str]:
@@ -188,16 +212,22 @@ def _devices(attributes: str, partitions: int) -> int:
 
 def _operand_types(operands: str, inside: Mapping[str, _Instruction]) -> Iterator[str]:
     """The type of each operand: as it stands in front of its name, or as the instruction of that name has it."""
+    for type_, name in _operands(operands):
+        if type_:
+            yield type_
+        elif name in inside:
+            yield inside[name].type
+
+
+def _operands(operands: str) -> Iterator[tuple[str, str]]:
+    """The type of each operand, empty where none stands there, and its name."""
     depth, start, operands = 0, 0, re.sub(r"/\*.*?\*/", "", operands)
     for i, character in enumerate(f"{operands},"):
         depth += {"(": 1, "{": 1, "[": 1, ")": -1, "}": -1, "]": -1}.get(character, 0)
         if character == "," and depth == 0:
             operand, start = operands[start:i].strip(), i + 1
             type_, _, name = operand.rpartition(" ")
-            if type_:
-                yield type_
-            elif (found := _NAME.match(name)) and found[1] in inside:
-                yield inside[found[1]].type
+            yield type_, name.lstrip("%")
 
 
 def _size(type_: str) -> float:

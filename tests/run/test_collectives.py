@@ -88,6 +88,56 @@ def test_each_kind_counts_once_and_as_often_as_its_loop_runs():
     )
 
 
+COUNTING = """HloModule jit_step, num_partitions=4
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%body (arg: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %arg = (s32[]{:T(128)}, f32[8]{0}) parameter(0)
+  %x = f32[8]{0} get-tuple-element(%arg), index=1
+  %all = f32[8]{0} all-reduce(%x), replica_groups={}, to_apply=%add
+  ROOT %out = (s32[], f32[8]) tuple(%n, %all)
+}
+
+%goes_on (arg.1: (s32[], f32[8])) -> pred[] {
+  %end = s32[]{:T(128)} constant(END)
+  %arg.1 = (s32[]{:T(128)}, f32[8]{0}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%arg.1), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i, %end), direction=DIRECTION
+}
+
+ENTRY %main (y: f32[8], i.1: s32[]) -> f32[] {
+  %y = f32[8]{0} parameter(0)
+  %i.1 = s32[] parameter(1)
+  %begin = s32[]{:T(128)} constant(2)
+  %moved = s32[]{:T(128)} copy(%begin), backend_config={"flag_configs":[]}
+  %t = (s32[]{:T(128)}, f32[8]{0}) tuple(FIRST, /*index=1*/%y)
+  %loop = (s32[]{:T(128)}, f32[8]{0}) while(%t), condition=%goes_on, body=%body
+  ROOT %r = f32[] constant(0)
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "end", "direction", "expected"),
+    [
+        ("%moved", "26", "LT", (24, "")),  # as libtpu writes it
+        ("%begin", "26", "LT", (24, "")),
+        ("%begin", "1", "LT", (0, "")),
+        ("%i.1", "26", "LT", (1, PER_ITERATION)),  # nobody knows where it begins
+        ("%begin", "26", "NE", (1, PER_ITERATION)),
+    ],
+)
+def test_a_loop_that_counts_to_a_constant_runs_as_often(first, end, direction, expected):
+    text = COUNTING.replace("FIRST", first).replace("END", end).replace("DIRECTION", direction)
+    times, when = expected
+    assert collectives(text) == (Collective("all-reduce", 4, 32, times, when),)
+
+
 def test_rings_send_what_they_must():
     """Of n parts each device sends all but one to scatter, as many to gather, and both to reduce."""
     sent = lambda kind: Collective(kind, 4, 1000.0, 1).sent
