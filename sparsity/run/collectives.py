@@ -21,7 +21,7 @@ _BYTES = {  # of a number, by the end of its type's name
 }
 _ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,<= ]*)\]")
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+)\s*(\(.*)?\{$")
-_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = ")
+_INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = ")
 _OPCODE = re.compile(r"\s*([\w\-]+)\(")
 _WHOLE = re.compile(r"-?\d+$")
 _TRIPS = re.compile(r'"known_trip_count":\s*\{"n":\s*"(\d+)"')
@@ -77,12 +77,13 @@ def totals(found: Iterable[Collective]) -> list[Total]:
 
 @dataclasses.dataclass(frozen=True)
 class _Instruction:
-    """One line: what it makes, of what, and how."""
+    """One line: what it makes, of what, and how; and whether it is what its computation returns."""
 
     type: str
     opcode: str
     operands: str
     attributes: str
+    root: bool = False
 
 
 _Computations = dict[str, dict[str, _Instruction]]
@@ -109,7 +110,7 @@ def _parse(text: str) -> tuple[_Computations, str | None]:
     entry, current = None, None
     for line in text.splitlines():
         if current is not None and (found := _INSTRUCTION.match(line)):
-            current[found[1]] = _instruction(line[found.end() :])
+            current[found[2]] = dataclasses.replace(_instruction(line[found.end() :]), root=bool(found[1]))
         elif not line.startswith(("HloModule", " ")) and (found := _HEADER.match(line.rstrip())):
             current = computations.setdefault(found[2], {})
             entry = found[2] if found[1] else entry
@@ -177,11 +178,10 @@ def _trips(computations: _Computations, inside: Mapping[str, _Instruction], loop
         return int(said[1])
     [condition] = _named(loop.attributes, "condition")
     test = computations.get(condition, {})
-    match [one for one in test.values() if one.opcode == "compare"]:
-        case [one] if "direction=LT" in one.attributes:
-            counter, bound = (test.get(name) for _, name in _operands(one.operands))
-        case _:
-            return None
+    root = next((one for one in test.values() if one.root), None)
+    if root is None or root.opcode != "compare" or "direction=LT" not in root.attributes:
+        return None  # it may end for another reason too
+    counter, bound = (test.get(name) for _, name in _operands(root.operands))
     place = re.search(r"index=(\d+)", counter.attributes) if counter and counter.opcode == "get-tuple-element" else None
     [(_, carried)] = _operands(loop.operands)
     if place is None or carried not in inside or inside[carried].opcode != "tuple":

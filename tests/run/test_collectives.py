@@ -1,6 +1,7 @@
 """Exchanges in programs whose answers are known: one written by hand, in the ways a TPU's is, and one compiled here."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -136,6 +137,13 @@ def test_a_loop_that_counts_to_a_constant_runs_as_often(first, end, direction, e
     text = COUNTING.replace("FIRST", first).replace("END", end).replace("DIRECTION", direction)
     times, when = expected
     assert collectives(text) == (Collective("all-reduce", 4, 32, times, when),)
+
+
+def test_a_loop_that_may_end_earlier_runs_nobody_knows_how_often():
+    text = COUNTING.replace("FIRST", "%begin").replace("END", "26").replace("DIRECTION", "LT")
+    early = '  %ended = pred[] custom-call(%arg.1), custom_call_target="any"\n  ROOT %both = pred[] and(%lt, %ended)'
+    text = re.sub(r"  ROOT (%lt = .*)", rf"  \1\n{early}", text)
+    assert collectives(text) == (Collective("all-reduce", 4, 32, 1, PER_ITERATION),)
 
 
 def test_rings_send_what_they_must():
